@@ -1,0 +1,84 @@
+"""Shared by all tests: small real things, and a way to run commands as a user does."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from vlmkit.config import ModelConfig
+from vlmkit.paths import config_dir
+from vlmkit.processing.chat import ChatEncoder
+from vlmkit.processing.images import ImageLayout
+from vlmkit.processing.tokenizer import ChatTokenizer, load_tokenizer
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> ChatTokenizer:
+    return load_tokenizer("tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_model_config() -> ModelConfig:
+    """The real conf/model/tiny.yaml, made smaller."""
+    yaml = OmegaConf.load(config_dir() / "model" / "tiny.yaml")
+    del yaml["defaults"]
+    small = {
+        "vision": {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2},
+        "language": {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2},
+    }
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), yaml, small))
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+@pytest.fixture(scope="session")
+def layout(tiny_model_config: ModelConfig) -> ImageLayout:
+    return ImageLayout.from_config(tiny_model_config)
+
+
+@pytest.fixture(scope="session")
+def encoder(tokenizer: ChatTokenizer, layout: ImageLayout) -> ChatEncoder:
+    return ChatEncoder(tokenizer, layout)
+
+
+@pytest.fixture
+def vlmkit(tmp_path: Path) -> Run:
+    """Run ``python -m vlmkit.<command> …`` in an empty folder, offline, and give what came of it."""
+
+    def run(
+        command: str, *arguments: str, timeout: float = 120, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", f"vlmkit.{command}", *arguments],
+            cwd=tmp_path,
+            env=command_environment() | environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+def command_environment() -> dict[str, str]:
+    """The environment without keys and without GPUs."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "HYDRA_"))}
+    return kept | {"CUDA_VISIBLE_DEVICES": "", "HOME": "/nonexistent", "COLUMNS": "120"}
+
+
+# A run of seconds: the real command with a smaller model and few steps.
+QUICK = (
+    "model.vision.num_layers=1",
+    "model.language.num_layers=1",
+    "trainer.max_training_steps=12",
+    "trainer.eval_interval=4",
+    "trainer.max_val_batches=1",
+    "trainer.final_test=false",
+    "logger=none",
+)

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.processing.test_images import png
+from vlmkit.config import ModelConfig
+from vlmkit.data.plan import Pack, Visit
+from vlmkit.data.worker import build_batch
+from vlmkit.model.build import build_model
+from vlmkit.model.packed import PackedVLM
+from vlmkit.processing.chat import ChatEncoder
+from vlmkit.processing.images import ImageLayout
+from vlmkit.processing.tokenizer import ChatTokenizer
+from vlmkit.types import Batch, Sample, Turn
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_config: ModelConfig, tokenizer: ChatTokenizer, layout: ImageLayout) -> PackedVLM:
+    torch.manual_seed(0)
+    return PackedVLM(build_model(tiny_model_config, tokenizer), layout).double().eval()
+
+
+def picture(seed: int, size: tuple[int, int] = (64, 64)) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return png(Image.fromarray(pixels))
+
+
+SAMPLES = [
+    Sample("test/0", (picture(0),), (Turn("what shape is in the image?", "circle"), Turn("what color?", "red"))),
+    Sample("test/1", (), (Turn("is there a circle?", "no"),)),
+    Sample("test/2", (picture(2, (100, 60)),), (Turn("what is the red shape?", "triangle"),)),
+    Sample("test/3", (picture(3), png(Image.new("RGB", (64, 64)))), (Turn("what color is the circle?", "teal"),)),
+]
+
+
+def batch_of(encoder: ChatEncoder, *packs: list[int]) -> Batch:
+    """A batch whose rows are packs of these samples, all turns."""
+    planned = []
+    for numbers in packs:
+        visits = tuple(Visit(n, tuple(range(len(SAMPLES[n].turns)))) for n in numbers)
+        rows = [build_batch([Pack((visit,), length_of(encoder, visit.sample))], SAMPLES, encoder) for visit in visits]
+        planned.append(Pack(visits, sum(row.input_ids.shape[1] for row in rows)))
+    return build_batch(planned, SAMPLES, encoder)
+
+
+def length_of(encoder: ChatEncoder, number: int) -> int:
+    sample = SAMPLES[number]
+    grids = [encoder.layout.grid(*Image.open(__import__("io").BytesIO(image)).size) for image in sample.images]
+    return len(encoder.encode_sample(sample.turns, grids).input_ids)
+
+
+@settings(deadline=None, max_examples=25)
+@given(order=st.permutations(range(len(SAMPLES))), cut=st.integers(0, len(SAMPLES)))
+def test_packed_loss_equals_unpacked_loss(model: PackedVLM, encoder: ChatEncoder, order: list[int], cut: int) -> None:
+    packs = [pack for pack in (order[:cut], order[cut:]) if pack]
+    with torch.no_grad():
+        packed = model(batch_of(encoder, *packs))
+        alone = sum(model(batch_of(encoder, [number])) for number in order)
+    torch.testing.assert_close(packed, alone, rtol=1e-10, atol=1e-10)
+
+
+def test_without_the_block_mask_packed_losses_differ(
+    model: PackedVLM, encoder: ChatEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check of the check above: it would see samples that attend to each other."""
+
+    def leaky(segment_ids: torch.Tensor) -> torch.Tensor:
+        length = segment_ids.shape[1]
+        return torch.ones(len(segment_ids), 1, length, length, dtype=torch.bool).tril()
+
+    monkeypatch.setattr("vlmkit.model.packed.block_causal_mask", leaky)
+    with torch.no_grad():
+        packed = model(batch_of(encoder, [0, 1, 2]))
+        alone = sum(model(batch_of(encoder, [number])) for number in (0, 1, 2))
+    assert abs(packed - alone) > 1e-3
+
+
+def test_the_loss_is_that_of_transformers(model: PackedVLM, encoder: ChatEncoder) -> None:
+    batch = batch_of(encoder, [2])
+    pixels = (batch.tiles.permute(0, 3, 1, 2).double() / 255 - encoder.layout.mean) / encoder.layout.std
+    with torch.no_grad():
+        theirs = model.hf(input_ids=batch.input_ids, pixel_values=pixels[None], labels=batch.labels, use_cache=False)
+        ours = model(batch)
+    labelled = int((batch.labels[:, 1:] != -100).sum())
+    torch.testing.assert_close(ours / labelled, theirs.loss.double(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_black_picture_counts(model: PackedVLM, encoder: ChatEncoder) -> None:
+    """Idefics3's own path would drop it; sample 3 has a noisy and a black one."""
+    batch = batch_of(encoder, [3])
+    assert len(batch.tiles) == 2
+    with torch.no_grad():
+        assert torch.isfinite(model(batch))
+
+
+def test_tokens_and_features_that_disagree_are_an_error(model: PackedVLM, encoder: ChatEncoder) -> None:
+    batch = batch_of(encoder, [0])
+    with pytest.raises(ValueError, match="8 image features: tokenizer and model disagree"):
+        model.embed(batch.input_ids, batch.tiles.repeat(2, 1, 1, 1))
+
+
+def test_generated_answers_do_not_depend_on_their_neighbours(model: PackedVLM, encoder: ChatEncoder) -> None:
+    first = batch_of(encoder, [0])
+    second = batch_of(encoder, [2])
+    prompts = [first.input_ids[0, :25].tolist(), second.input_ids[0].tolist()]
+    together = model.generate(prompts, torch.cat([first.tiles, second.tiles]), 6)
+    alone = [model.generate([prompts[0]], first.tiles, 6)[0], model.generate([prompts[1]], second.tiles, 6)[0]]
+    assert together == alone

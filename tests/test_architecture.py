@@ -1,0 +1,88 @@
+"""Imports point one way, and each foreign library has one home."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "vlmkit"
+
+# Each may import those above it and its own kind. A module that is not named here belongs to its folder.
+LAYERS = [
+    {"errors", "paths"},
+    {"config"},
+    {"types"},
+    {"processing", "distributed", "run_directory"},
+    {"assets", "model", "tracking", "interrupt"},
+    {"data"},
+    {"training", "evaluation"},
+    {"preflight", "entry"},
+    {"train"},
+]
+HOMES = {
+    "accelerate": {"distributed.py"},
+    "wandb": {"tracking/sinks.py"},
+    "rich": {"tracking/console.py"},
+    "hydra": {"entry.py"},
+    "omegaconf": {"entry.py", "config.py"},
+    "easy_vqa": {"data/sources.py", "assets/make_tiny_tokenizer.py"},
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part(module: str) -> str:
+    return module.split(".")[1]
+
+
+def layer(name: str) -> int:
+    return next(number for number, names in enumerate(LAYERS) if name in names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    own = path.relative_to(PACKAGE.parent).with_suffix("").parts[1]
+    if own == "__init__":
+        return
+    for module in imports(path):
+        if module.startswith("vlmkit.") and part(module) != own:
+            assert layer(part(module)) < layer(own), f"{own} imports {module}"
+
+
+def test_training_never_imports_evaluation_nor_the_other_way() -> None:
+    for folder, other in (("training", "evaluation"), ("evaluation", "training")):
+        for path in (PACKAGE / folder).glob("*.py"):
+            assert not any(module.startswith(f"vlmkit.{other}") for module in imports(path))
+
+
+@pytest.mark.parametrize(("library", "homes"), HOMES.items())
+def test_each_foreign_library_has_its_home(library: str, homes: set[str]) -> None:
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        if any(module.split(".")[0] == library for module in imports(path))
+    }
+    assert users <= homes
+
+
+def test_light_modules_import_nothing_heavy() -> None:
+    """They are what runs before a mistake is answered."""
+    for name in ("entry", "preflight", "config", "paths", "run_directory", "errors"):
+        roots = {module.split(".")[0] for module in imports(PACKAGE / f"{name}.py")}
+        assert not roots & {"torch", "transformers", "numpy", "accelerate", "datasets"}
+
+
+def test_every_module_is_on_the_map() -> None:
+    text = (PACKAGE.parent / "docs" / "map.md").read_text()
+    for path in MODULES:
+        if path.stem != "__init__" and "assets" not in path.parts:
+            assert path.stem in text, f"{path} is missing on docs/map.md"

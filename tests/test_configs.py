@@ -1,0 +1,73 @@
+"""Every yaml option composes, and holds only what differs."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from vlmkit.config import SCHEMAS, TrainConfig
+from vlmkit.paths import config_dir
+
+OPTIONS = sorted(path for path in config_dir().glob("*/*.yaml"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def schemas() -> None:
+    for name, (group, cls) in SCHEMAS.items():
+        ConfigStore.instance().store(name=name, node=cls, group=group)
+
+
+def composed(*overrides: str) -> TrainConfig:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = OmegaConf.to_object(compose("train", overrides=list(overrides)))
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_every_option_composes(path: Path) -> None:
+    composed(f"{path.parent.name}={path.stem}")
+
+
+def test_options_were_found() -> None:
+    assert {path.parent.name for path in OPTIONS} >= {
+        "model", "dataset", "filter", "packing", "optimizer", "trainer", "logger", "experiment",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_an_option_repeats_no_default(path: Path) -> None:
+    if path.parent.name == "experiment":
+        return
+    option = OmegaConf.load(path)
+    defaults = option.pop("defaults")
+    _, schema = SCHEMAS[defaults[0]]
+    structured = OmegaConf.structured(schema)
+    for key, value in flat(OmegaConf.to_container(option)).items():
+        assert OmegaConf.select(structured, key, throw_on_missing=False) != value, f"{path.name}: {key} is the default"
+
+
+def test_without_an_experiment_the_defaults_are_the_reference() -> None:
+    config = composed("~experiment")
+    assert (config.optimizer.lr_projector, config.optimizer.lr_vision, config.optimizer.lr_language) == (
+        0.00512, 5e-5, 5e-5,
+    )  # fmt: skip
+    assert (config.packing.seq_length, config.packing.max_images_per_knapsack) == (4096, 18)
+    assert (config.trainer.max_training_steps, config.trainer.batch_size) == (40000, 2)
+    assert config.trainer.gradient_accumulation_steps == 8
+    assert config.filter.minima == (1, 1, 1, 1)
+
+
+def test_the_recommended_filter_is_the_reference_s() -> None:
+    assert composed("filter=recommended").filter.minima == (3, 3, 2, 3)
+
+
+def flat(config: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(config, dict):
+        return {prefix.rstrip("."): config}
+    merged: dict[str, object] = {}
+    for key, value in config.items():
+        merged |= flat(value, f"{prefix}{key}.")
+    return merged

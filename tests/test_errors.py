@@ -1,0 +1,83 @@
+"""What a user gets wrong is told in one line, at once."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import QUICK, Run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["dataset=easyvqq"], ["dataset=easyvqq", "choose from", "easyvqa"]),
+        (["filter.relevance_min_ratin=3"], ["filter.relevance_min_ratin", "did you mean filter.relevance_min_rating?"]),
+        (["batch_size=3"], ["batch_size", "unknown key", "trainer"]),
+        (["trainer.batchsize=3"], ["trainer.batchsize", "did you mean trainer.batch_size?"]),
+        (["model.vision.foo=3"], ["model.vision.foo", "tile_size"]),
+        (["filter.relevance_min_rating=7"], ["filter.relevance_min_rating=7", "1, 2, 3, 4 or 5"]),
+        (["filter.formatting_min_rating=0"], ["filter.formatting_min_rating=0", "1, 2, 3, 4 or 5"]),
+        (["trainer.batch_size=two"], ["trainer.batch_size=two", "Integer"]),
+        (["logger.wandb=maybe"], ["logger.wandb=maybe", "auto", "offline"]),
+        (["trainer.max_training_steps=0"], ["trainer.max_training_steps=0", "above 0"]),
+        (["model.vision.num_heads=5"], ["model.vision.num_heads=5", "model.vision.hidden_size=128"]),
+        (["dataset.max_sample_length=5000"], ["dataset.max_sample_length=5000", "packing.seq_length"]),
+        (["model.tokenizer=/nowhere"], ["model.tokenizer=/nowhere", "tokenizer.json"]),
+        (["resume=/nowhere"], ["resume=/nowhere", "auto, never, or"]),
+        (["packing.seq_length="], ["packing.seq_length"]),
+        (["seed=[1"], ["seed=[1"]),
+        (["--cfg", "jobb"], ["jobb"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_key_and_the_way_out(vlmkit: Run, arguments: list[str], told: list[str]) -> None:
+    started = time.monotonic()
+    done = vlmkit("train", *arguments)
+    assert done.returncode != 0
+    assert time.monotonic() - started < 60  # a hang, not a speed limit
+    last = done.stderr.strip().splitlines()[-1]
+    assert all(text in last for text in told), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "torch" not in done.stderr
+
+
+def test_nothing_heavy_is_imported_before_the_config_is_checked(vlmkit: Run, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    done = vlmkit("train", "filter.relevance_min_rating=9")
+    assert done.stderr.startswith("error: filter.relevance_min_rating=9")
+
+
+def test_a_traceback_comes_only_if_asked_for(vlmkit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = vlmkit("train", "filter.relevance_min_rating=9", HYDRA_FULL_ERROR="1")
+    assert "Traceback" in done.stderr
+
+
+def test_a_missing_package_is_named(vlmkit: Run, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.machinery as machinery\n"
+        "find = machinery.PathFinder.find_spec\n"
+        "machinery.PathFinder.find_spec = classmethod(\n"
+        "    lambda cls, name, *rest, **more: None if name == 'easy_vqa' else find(name, *rest, **more))\n"
+    )
+    done = vlmkit("train", PYTHONPATH=str(tmp_path))
+    assert done.stderr.strip() == (
+        "error: dataset=easyvqa: needs the package easy-vqa, which is not installed: pip install easy-vqa"
+    )
+
+
+def test_a_run_directory_of_another_config_is_refused(vlmkit: Run, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    composed = vlmkit("train", "--cfg", "job", "seed=3", *QUICK).stdout
+    (run / "config.yaml").write_text(composed)
+    done = vlmkit("train", f"run_dir={run}", "seed=4", *QUICK)
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        f"error: run_dir={run} holds a different config (seed=3 there, 4 here): choose another run_dir"
+    )
+
+
+def test_a_file_as_run_directory_is_refused(vlmkit: Run, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    done = vlmkit("train", "run_dir=run", *QUICK)
+    assert "must be a directory, not a file" in done.stderr

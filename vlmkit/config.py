@@ -1,0 +1,358 @@
+"""Every knob of an experiment: its type, unit, default and check, one line of meaning each.
+
+One dataclass per config group. Defaults are those of the reference system (nanoVLM); the yaml options under
+conf/ hold what differs. Below the entry point the whole program sees these classes and never omegaconf.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from vlmkit.errors import ConfigError
+
+
+def require(condition: bool, key: str, value: object, rule: str) -> None:
+    """Raise ConfigError ``key=value: must be rule`` unless the condition holds."""
+    if not condition:
+        raise ConfigError(f"{key}={value}: must be {rule}")
+
+
+def require_positive(group: str, config: object, *names: str) -> None:
+    """Raise ConfigError for the first of the named fields that is not above 0; None passes."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value > 0, f"{group}.{name}", value, "above 0")
+
+
+# ---- model ---------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True)
+class VisionConfig:
+    """A SigLIP-type vision tower."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_layers: int = 12
+    num_heads: int = 12
+    tile_size: int = 512  # pixels a side; every picture is cut into tiles of this size
+    patch_size: int = 16  # pixels a side
+    initializer_range: float = 0.02  # standard deviation of new weights; narrow towers want more
+
+    def __post_init__(self) -> None:
+        """Check the sizes against each other."""
+        group = "model.vision"
+        require_positive(
+            group,
+            self,
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "tile_size",
+            "patch_size",
+        )
+        require(
+            self.hidden_size % self.num_heads == 0,
+            f"{group}.num_heads",
+            self.num_heads,
+            f"a divisor of {group}.hidden_size={self.hidden_size}",
+        )
+        require(
+            self.tile_size % self.patch_size == 0,
+            f"{group}.patch_size",
+            self.patch_size,
+            f"a divisor of {group}.tile_size={self.tile_size}",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class LanguageConfig:
+    """A Llama-type language model."""
+
+    hidden_size: int = 960
+    intermediate_size: int = 2560
+    num_layers: int = 32
+    num_heads: int = 15
+    num_kv_heads: int = 5
+    max_position_embeddings: int = 8192  # tokens
+    rope_theta: float = 100000.0
+    initializer_range: float = 0.02  # standard deviation of new weights
+
+    def __post_init__(self) -> None:
+        """Check the sizes against each other."""
+        group = "model.language"
+        require_positive(
+            group,
+            self,
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "rope_theta",
+        )
+        require(
+            self.hidden_size % self.num_heads == 0,
+            f"{group}.num_heads",
+            self.num_heads,
+            f"a divisor of {group}.hidden_size={self.hidden_size}",
+        )
+        require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"{group}.num_kv_heads",
+            self.num_kv_heads,
+            f"a divisor of {group}.num_heads={self.num_heads}",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class ImageConfig:
+    """How a picture becomes tiles. It travels with every checkpoint."""
+
+    max_img_size: int = 2048  # pixels; the longest side after resizing
+    resize_to_max_side_len: bool = True  # True: enlarge the long side to max_img_size; False: only to the next tile
+    mean: float = 0.5  # of every channel, for pixels in 0..1
+    std: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_positive("model.image", self, "max_img_size", "std")
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """Vision tower, pixel shuffle, one linear layer, language model: transformers' Idefics3."""
+
+    tokenizer: str = MISSING  # "tiny" (ships with vlmkit) or a folder with a transformers tokenizer
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    pixel_shuffle_factor: int = 4  # so many patches a side become one image token
+    image: ImageConfig = field(default_factory=ImageConfig)
+
+    def __post_init__(self) -> None:
+        """Check the parts against each other."""
+        require_positive("model", self, "pixel_shuffle_factor")
+        patches = self.vision.tile_size // self.vision.patch_size
+        require(
+            patches % self.pixel_shuffle_factor == 0,
+            "model.pixel_shuffle_factor",
+            self.pixel_shuffle_factor,
+            f"a divisor of the {patches} patches a side of a tile",
+        )
+        tile = self.vision.tile_size
+        require(
+            self.image.max_img_size % tile == 0 and tile <= self.image.max_img_size <= 8 * tile,
+            "model.image.max_img_size",
+            self.image.max_img_size,
+            f"a multiple of model.vision.tile_size={tile}, at most 8 tiles (rows and columns have tokens 1 to 8)",
+        )
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Image tokens that stand for one tile in the text."""
+        return (self.vision.tile_size // self.vision.patch_size // self.pixel_shuffle_factor) ** 2
+
+
+# ---- data ----------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True)
+class DatasetConfig:
+    """What every dataset has. A dataset is a subclass of its own, chosen by the group option."""
+
+    val_size: int = 50000  # samples held out of training for the validation loss
+    max_images_per_example: int = 4  # a sample with more pictures is left out
+    max_sample_length: int | None = None  # tokens; a longer sample is left out; null: packing.seq_length
+    turns_per_visit: int | None = None  # so many turns of a sample, drawn anew each epoch; null: all, in order
+    num_workers: int = 1  # loader processes of each rank; 0: load in the training process
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_positive("dataset", self, "max_images_per_example", "max_sample_length", "turns_per_visit")
+        require(self.val_size >= 0, "dataset.val_size", self.val_size, "0 or more")
+        require(self.num_workers >= 0, "dataset.num_workers", self.num_workers, "0 or more")
+
+
+@dataclass(kw_only=True, slots=True)
+class EasyVQAConfig(DatasetConfig):
+    """Pictures of one coloured shape from the PyPI package easy-vqa: real, small, offline."""
+
+
+@dataclass(kw_only=True, slots=True)
+class FilterConfig:
+    """Rating minima: a turn rated below one of them is dropped; a turn without a rating passes."""
+
+    relevance_min_rating: int = 1
+    image_correspondence_min_rating: int = 1
+    visual_dependency_min_rating: int = 1
+    formatting_min_rating: int = 1
+
+    def __post_init__(self) -> None:
+        """Check that the minima are ratings."""
+        for axis, minimum in zip(RATING_AXES, self.minima, strict=True):
+            require(1 <= minimum <= 5, f"filter.{axis}_min_rating", minimum, "a rating: 1, 2, 3, 4 or 5")
+
+    @property
+    def minima(self) -> tuple[int, ...]:
+        """The minima in the order of RATING_AXES."""
+        return tuple(getattr(self, f"{axis}_min_rating") for axis in RATING_AXES)
+
+
+RATING_AXES = ("relevance", "image_correspondence", "visual_dependency", "formatting")
+
+
+@dataclass(kw_only=True, slots=True)
+class PackingConfig:
+    """What every way of packing has. A packer is a subclass of its own, chosen by the group option."""
+
+    seq_length: int = 4096  # tokens in a pack
+    max_images_per_knapsack: int = 18  # pictures in a pack
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_positive("packing", self, "seq_length", "max_images_per_knapsack")
+
+
+@dataclass(kw_only=True, slots=True)
+class KnapsackConfig(PackingConfig):
+    """The oldest waiting sample, and the best subset of the others that fills up its pack."""
+
+    max_tiles_per_knapsack: int | None = None  # tiles in a pack; null: no limit
+    pool_size: int = 64  # waiting samples to choose from
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        PackingConfig.__post_init__(self)
+        require_positive("packing", self, "max_tiles_per_knapsack", "pool_size")
+
+
+# ---- training ------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW with one learning rate for each part, linear warm-up, then half a cosine."""
+
+    lr_projector: float = 0.00512  # 0 freezes the part
+    lr_vision: float = 5e-5
+    lr_language: float = 5e-5
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.03  # share of the steps
+    min_lr_ratio: float = 0.1  # share of the learning rate that the cosine ends at
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("lr_projector", "lr_vision", "lr_language", "weight_decay"):
+            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
+        for name in ("beta1", "beta2", "warmup_ratio", "min_lr_ratio"):
+            require(0 <= getattr(self, name) <= 1, f"optimizer.{name}", getattr(self, name), "between 0 and 1")
+        require_positive("optimizer", self, "max_grad_norm")
+
+
+class Precision(Enum):
+    """Arithmetic of the forward and backward pass; weights and optimizer state stay in fp32."""
+
+    auto = "auto"  # bf16 on a GPU, fp32 on a CPU
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainerConfig:
+    """How long to train, how much at once, how often to look."""
+
+    max_training_steps: int = 40000
+    batch_size: int = 2  # packs in a micro-batch of one process
+    gradient_accumulation_steps: int = 8  # micro-batches in a step
+    eval_interval: int = 500  # steps between two validations; each ends in a checkpoint
+    max_val_batches: int = 64  # micro-batches in one validation, over all processes
+    stats_log_interval: int = 100  # steps between two lines of training_stats
+    precision: Precision = Precision.auto
+    final_test: bool = True  # if the dataset has a test part: answer its questions at the end
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_positive(
+            "trainer",
+            self,
+            "max_training_steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "eval_interval",
+            "max_val_batches",
+            "stats_log_interval",
+        )
+
+
+class WandbMode(Enum):
+    """Where wandb writes."""
+
+    auto = "auto"  # online with an API key, offline without; never a prompt
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+@dataclass(kw_only=True, slots=True)
+class LoggerConfig:
+    """Where metrics go besides the run's metrics.jsonl."""
+
+    wandb: WandbMode = WandbMode.auto
+    project: str = "vlmkit"
+    entity: str | None = None  # wandb user or team; null: the account's default
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """One training run. Fields that say only where and how it is watched are left out of its identity."""
+
+    run_dir: str | None = None  # null: chosen from the config, the same for the same config
+    seed: int = 0
+    resume: str = "auto"  # auto: go on if run_dir has a checkpoint; never; or the checkpoint to start from
+    model: ModelConfig = MISSING
+    dataset: DatasetConfig = MISSING
+    filter: FilterConfig = MISSING
+    packing: PackingConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    logger: LoggerConfig = MISSING
+
+    def __post_init__(self) -> None:
+        """Check the groups against each other."""
+        require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2**32 - 1")
+        require(
+            self.max_sample_length <= self.packing.seq_length,
+            "dataset.max_sample_length",
+            self.dataset.max_sample_length,
+            f"at most packing.seq_length={self.packing.seq_length}",
+        )
+        require(
+            self.packing.seq_length <= self.model.language.max_position_embeddings,
+            "packing.seq_length",
+            self.packing.seq_length,
+            f"at most model.language.max_position_embeddings={self.model.language.max_position_embeddings}",
+        )
+
+    @property
+    def max_sample_length(self) -> int:
+        """Tokens of the longest sample that is trained on."""
+        return self.dataset.max_sample_length or self.packing.seq_length
+
+
+# Name of the schema in the config store → (its group, its class). An option's yaml names its schema in its defaults.
+SCHEMAS: dict[str, tuple[str | None, type[Any]]] = {
+    "train_schema": (None, TrainConfig),
+    "model_schema": ("model", ModelConfig),
+    "easyvqa_schema": ("dataset", EasyVQAConfig),
+    "filter_schema": ("filter", FilterConfig),
+    "knapsack_schema": ("packing", KnapsackConfig),
+    "optimizer_schema": ("optimizer", OptimizerConfig),
+    "trainer_schema": ("trainer", TrainerConfig),
+    "logger_schema": ("logger", LoggerConfig),
+}

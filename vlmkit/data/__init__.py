@@ -1,0 +1,1 @@
+"""From a dataset to batches: sources, rating filter, index, packing, plan, workers."""

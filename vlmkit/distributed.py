@@ -1,0 +1,62 @@
+"""The processes of a run: the only use of accelerate."""
+
+from typing import Any, Self
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from vlmkit.config import Precision
+
+
+class Ranks:
+    """This process among all processes of the run; one process is the usual case and costs nothing."""
+
+    def __init__(self, precision: Precision, seed: int) -> None:
+        bf16 = precision is Precision.bf16 or (precision is Precision.auto and torch.cuda.is_available())
+        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+        self.precision = "bf16" if bf16 else "fp32"
+        torch.manual_seed(seed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.accelerator.end_training()
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over all processes, in float64."""
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(tensor)
+        return list(tensor.tolist())
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The lists of all processes, one after the other."""
+        return list(gather_object(items)) if self.world_size > 1 else items
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,113 @@
+"""How a command starts: Hydra composes, the dataclasses check, and what the user did wrong is told in one line.
+
+Nothing heavy is imported here, so a typo is answered within a second.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vlmkit.config import SCHEMAS
+from vlmkit.errors import UserError
+from vlmkit.paths import config_dir
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """How the command was called, besides its config."""
+
+    choices: dict[str, str]  # option chosen for each group
+    sweep_run_dir: Path | None  # directory of this job, if it is one of a sweep
+
+
+def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
+    """Compose conf/<config_name>.yaml with the command line and call ``command`` with its dataclass.
+
+    Ends the process with 1 and one line on standard error for what a user can put right, with a traceback if
+    HYDRA_FULL_ERROR=1 is set; with 130 for Ctrl-C.
+    """
+    _register_schemas()
+
+    def job(config: DictConfig) -> None:
+        command(OmegaConf.to_object(config), _invocation())
+
+    wants_traceback = os.environ.get(FULL_ERROR) == "1"
+    os.environ[FULL_ERROR] = "1"  # or Hydra prints errors itself, in many lines, and ends the process
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if wants_traceback:
+            raise
+        sys.exit(f"error: {explain(error, sys.argv[1:])}")
+    finally:
+        if not wants_traceback:
+            os.environ.pop(FULL_ERROR, None)
+
+
+def explain(error: Exception, arguments: list[str]) -> str:
+    """One line that names the key and the valid choices."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = [name for name in error.options or [] if not name.endswith("_schema")]
+        return f"{group}={option}: no such option; choose from {', '.join(sorted(options))}"
+    if match := re.match(r"Could not override '([^']+)'", str(error)):
+        return _unknown_key(match[1])
+    cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
+    reason = str(cause).strip().splitlines()[0]
+    key = getattr(cause, "full_key", None)
+    given = next((argument for argument in arguments if key and argument.lstrip("+~").startswith(f"{key}=")), key)
+    return f"{given}: {reason}" if given else reason
+
+
+def _unknown_key(key: str) -> str:
+    group, _, name = key.rpartition(".")
+    valid = _valid_keys(group)
+    if not valid and group:
+        return _unknown_key(group)
+    close = difflib.get_close_matches(name, valid, n=1)
+    hint = f"did you mean {group + '.' if group else ''}{close[0]}? " if close else ""
+    where = f"{group} has" if group else "the keys are"
+    return f"{key}: unknown key; {hint}{where} {', '.join(valid)}"
+
+
+def _valid_keys(group: str) -> list[str]:
+    """Fields of a group, of all its variants; of the whole config for "" (without what no schema knows)."""
+    classes = [cls for schema_group, cls in SCHEMAS.values() if (schema_group or "") == group.split(".")[0]]
+    for part in group.split(".")[1:]:
+        nested = [field.type for cls in classes for field in dataclasses.fields(cls) if field.name == part]
+        classes = [cls for cls in nested if isinstance(cls, type) and dataclasses.is_dataclass(cls)]
+    return sorted({field.name for cls in classes for field in dataclasses.fields(cls)})
+
+
+def _register_schemas() -> None:
+    store = ConfigStore.instance()
+    for name, (group, cls) in SCHEMAS.items():
+        store.store(name=name, node=cls, group=group, provider="vlmkit")
+
+
+def _invocation() -> Invocation:
+    runtime = HydraConfig.get()
+    sweep_run_dir = None
+    if runtime.mode is RunMode.MULTIRUN:
+        sweep_run_dir = Path(runtime.sweep.dir, runtime.sweep.subdir)
+    return Invocation(dict(runtime.runtime.choices), sweep_run_dir)

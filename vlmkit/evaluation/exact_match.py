@@ -1,0 +1,151 @@
+"""The test at the end of a run: answer the dataset's test questions by generating, and count exact matches.
+
+Beside it stands what can be known without looking: for each question the most frequent answer that the dataset's
+training part (held-out samples included) gives to the same text. A model below that has learnt nothing from pictures.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+
+from vlmkit.data.sources import Dataset, Question
+from vlmkit.distributed import Ranks
+from vlmkit.interrupt import StopSignal
+from vlmkit.model.packed import PackedVLM
+from vlmkit.paths import RunPaths, whole_file
+from vlmkit.processing.chat import ChatEncoder
+from vlmkit.processing.images import cut_tiles, load_image
+from vlmkit.tracking.console import Screen
+from vlmkit.types import Sample
+
+QUESTIONS_AT_ONCE = 256
+SPARE_TOKENS = 4  # an answer may be so much longer than the longest right one before it is cut off
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A question of the test, what the model said, and whether it is exactly one of the right answers."""
+
+    image: str
+    question: str
+    answer: str
+    right_answers: tuple[str, ...]
+    correct: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TestResult:
+    """Share of exact matches, and the same for answers given from the question alone."""
+
+    global_step: int
+    n: int
+    exact_match: float
+    question_only: float
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What the trackers get."""
+        return {"test_exact_match": self.exact_match, "test_question_only": self.question_only}
+
+    def __str__(self) -> str:
+        return (
+            f"exact match on {self.n:,} test questions: {self.exact_match:.4f}"
+            f"   (from the question alone: {self.question_only:.4f})"
+        )
+
+
+def run_test(
+    model: PackedVLM,
+    encoder: ChatEncoder,
+    dataset: Dataset,
+    step: int,
+    paths: RunPaths,
+    ranks: Ranks,
+    screen: Screen,
+    stop: StopSignal,
+) -> TestResult | None:
+    """Answer the test questions of a dataset, each process its share, and save the result.
+
+    Returns:
+        The result on every process; None if a signal came before all questions were answered.
+    """
+    longest = max(len(encoder.tokenizer.encode_text(text)) for question in dataset.test for text in question.answers)
+    own = dataset.test[ranks.rank :: ranks.world_size]
+    groups = [own[i : i + QUESTIONS_AT_ONCE] for i in range(0, len(own), QUESTIONS_AT_ONCE)]
+    answered: list[Answered] = []
+    model.eval()
+    for questions in screen.watch("answering the test questions")(groups):
+        if stop.received:
+            break
+        answered += answer_questions(model, encoder, questions, longest + SPARE_TOKENS)
+    model.train()
+    if stop.reached_any(ranks):
+        return None
+    answered = ranks.gather(answered)
+    result = TestResult(
+        global_step=step,
+        n=len(answered),
+        exact_match=sum(answer.correct for answer in answered) / len(answered),
+        question_only=question_only_exact_match(chain(dataset.train, dataset.val), dataset.test),
+    )
+    if ranks.is_main:
+        save_test(paths, result, answered)
+    return result
+
+
+def answer_questions(
+    model: PackedVLM, encoder: ChatEncoder, questions: Sequence[Question], max_new_tokens: int
+) -> list[Answered]:
+    """Greedy answers to some questions at once."""
+    device = next(model.parameters()).device
+    pictures = [load_image(question.image, question.text) for question in questions]
+    prompts = [
+        encoder.encode_prompt(question.text, [encoder.layout.grid(*picture.size)])
+        for question, picture in zip(questions, pictures, strict=True)
+    ]
+    tiles = torch.from_numpy(np.concatenate([cut_tiles(picture, encoder.layout) for picture in pictures]))
+    answers = map(encoder.tokenizer.decode, model.generate(prompts, tiles.to(device), max_new_tokens))
+    return [_check(question, answer.strip()) for question, answer in zip(questions, answers, strict=True)]
+
+
+def question_only_exact_match(train: Iterable[Sample], questions: Sequence[Question]) -> float:
+    """Exact match of answering each question with the most frequent training answer to the same text.
+
+    A text that training does not have gets the most frequent answer of all; ties go to the answer met first.
+    """
+    by_text: dict[str, Counter[str]] = defaultdict(Counter)
+    overall: Counter[str] = Counter()
+    for sample in train:
+        for turn in sample.turns:
+            by_text[turn.user][turn.assistant] += 1
+            overall[turn.assistant] += 1
+    guesses = (by_text.get(question.text, overall).most_common(1)[0][0] for question in questions)
+    return sum(guess in question.answers for guess, question in zip(guesses, questions, strict=True)) / len(questions)
+
+
+def save_test(paths: RunPaths, result: TestResult, answered: Sequence[Answered]) -> None:
+    """Write RUN/test/step_N.json and, before it, every answer beside it."""
+    with (
+        whole_file(paths.test_samples(result.global_step)) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
+        for answer in answered:
+            file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+    with whole_file(paths.test(result.global_step)) as temporary:
+        temporary.write_text(json.dumps(asdict(result), indent=2) + "\n")
+
+
+def load_test(paths: RunPaths, step: int) -> TestResult | None:
+    """The saved result of a step, if the test was run."""
+    path = paths.test(step)
+    return TestResult(**json.loads(path.read_text())) if path.exists() else None
+
+
+def _check(question: Question, answer: str) -> Answered:
+    image = str(question.image) if not isinstance(question.image, bytes) else "(in the dataset)"
+    return Answered(image, question.text, answer, question.answers, answer in question.answers)

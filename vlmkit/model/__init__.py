@@ -1,0 +1,1 @@
+"""transformers' Idefics3, its packed forward pass, its loss."""

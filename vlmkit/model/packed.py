@@ -1,0 +1,89 @@
+"""The forward pass over packs: what is trained, and what answers questions."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import Idefics3ForConditionalGeneration
+
+from vlmkit.model.attention import block_causal_mask
+from vlmkit.model.loss import summed_loss
+from vlmkit.processing.images import ImageLayout
+from vlmkit.types import Batch
+
+
+class PackedVLM(nn.Module):
+    """Idefics3 on packs. Its forward gives the summed loss; ``hf`` is the plain transformers model inside.
+
+    Tiles go to the vision tower directly: Idefics3's own path takes an all-black tile for padding and drops it.
+    """
+
+    def __init__(self, hf: Idefics3ForConditionalGeneration, layout: ImageLayout) -> None:
+        super().__init__()
+        self.hf = hf
+        self._mean, self._std = layout.mean, layout.std
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Loss summed over the labelled tokens of the micro-batch: float32 scalar."""
+        hidden_BTD = self.hf.model.text_model(
+            inputs_embeds=self.embed(batch.input_ids, batch.tiles),
+            attention_mask=block_causal_mask(batch.segment_ids),
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        return summed_loss(hidden_BTD, batch.labels, self.hf.lm_head)
+
+    def embed(self, input_ids_BT: torch.Tensor, tiles_IHWC: torch.Tensor) -> torch.Tensor:
+        """Embeddings of the tokens, with the pictures' features at the image tokens: float [B, T, D].
+
+        Args:
+            input_ids_BT: int64 [B, T]
+            tiles_IHWC: uint8 [I, H, W, 3], in the order of their tokens.
+        """
+        embeddings_BTD = self.hf.get_input_embeddings()(input_ids_BT)
+        if not len(tiles_IHWC):
+            return embeddings_BTD
+        features_IKD = self.encode_tiles(tiles_IHWC)
+        is_image = input_ids_BT == self.hf.config.image_token_id
+        num_tokens, num_features = int(is_image.sum()), features_IKD.shape[0] * features_IKD.shape[1]
+        if num_tokens != num_features:
+            raise ValueError(
+                f"{num_tokens} image tokens but {num_features} image features: "
+                "tokenizer and model disagree about tokens per tile?"
+            )
+        return embeddings_BTD.masked_scatter(is_image[..., None], features_IKD.to(embeddings_BTD.dtype))
+
+    def encode_tiles(self, tiles_IHWC: torch.Tensor) -> torch.Tensor:
+        """Features of tiles: uint8 [I, H, W, 3] → float [I, K, D]."""
+        pixels = (tiles_IHWC.permute(0, 3, 1, 2).to(self.hf.dtype) / 255 - self._mean) / self._std
+        states = self.hf.model.vision_model(pixel_values=pixels).last_hidden_state
+        return self.hf.model.connector(states)
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Sequence[int]], tiles_IHWC: torch.Tensor, max_new_tokens: int
+    ) -> list[list[int]]:
+        """Greedy answers to prompts of any lengths, each up to its end of turn (left out) or the limit.
+
+        Args:
+            prompts: Token ids, as ``ChatEncoder.encode_prompt`` makes them.
+            tiles_IHWC: uint8 [I, H, W, 3], the tiles of all prompts in order.
+            max_new_tokens: Longest answer in tokens.
+        """
+        eos = self.hf.config.text_config.eos_token_id
+        device = tiles_IHWC.device
+        longest = max(map(len, prompts))
+        input_ids = torch.full((len(prompts), longest), eos, device=device)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, prompt in enumerate(prompts):
+            input_ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
+            attention_mask[row, longest - len(prompt) :] = 1
+        answers = self.hf.generate(
+            inputs_embeds=self.embed(input_ids, tiles_IHWC),
+            attention_mask=attention_mask,  # explicit: the pad token is also a token of the prompt
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=eos,
+            pad_token_id=eos,
+        ).tolist()
+        return [answer[: answer.index(eos)] if eos in answer else answer for answer in answers]

@@ -1,0 +1,76 @@
+"""Every file name of a run, once, and the two ways to write a file that matters."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def config_dir() -> Path:
+    """The folder conf/: beside this package in a clone, inside it in an installed wheel."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """The files of one run directory."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The composed config."""
+        return self.root / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        """Git revision, versions, hardware and command of every start."""
+        return self.root / "provenance.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, one line a step at least."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the step_N folders."""
+        return self.root / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint after this step: a plain transformers folder."""
+        return self.checkpoints / f"step_{step}"
+
+    def test(self, step: int) -> Path:
+        """The result of the final test."""
+        return self.root / "test" / f"step_{step}.json"
+
+    def test_samples(self, step: int) -> Path:
+        """One line for each question of the final test."""
+        return self.root / "test" / f"step_{step}_samples.jsonl"
+
+
+TRAINER_STATE = "trainer_state"  # inside a checkpoint
+PROCESSOR = "vlmkit_processor.json"  # inside a checkpoint
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to; the file appears at ``path``, whole, only if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def assets_dir() -> Path:
+    """The folder of the data that ships with vlmkit."""
+    return Path(__file__).resolve().parent / "assets"

@@ -1,0 +1,132 @@
+"""Which directory a run lives in, and that it holds no other run."""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlmkit.config import TrainConfig
+from vlmkit.errors import ConfigError, UserError
+from vlmkit.paths import RunPaths, whole_file
+
+# Where a run lives and how it is watched: a run can go on with other values of these.
+NOT_IDENTITY = (
+    "run_dir",
+    "resume",
+    "logger",
+    "trainer.stats_log_interval",
+    "trainer.final_test",
+    "dataset.num_workers",
+)
+
+
+def plain_config(config: TrainConfig) -> dict[str, Any]:
+    """The config as plain values, ready for yaml and JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        return value.value if isinstance(value, Enum) else value
+
+    result: dict[str, Any] = plain(asdict(config))
+    return result
+
+
+def choose_run_dir(config: TrainConfig, names: dict[str, str], sweep_run_dir: Path | None) -> RunPaths:
+    """The directory the user named, or the one of a sweep's job, or one made from the config.
+
+    The last is the same for the same config, on every process and every day: the same command goes on where it
+    stopped, a changed one starts anew elsewhere.
+
+    Args:
+        config: The composed config.
+        names: Options chosen for the groups, for a readable name.
+        sweep_run_dir: Directory of this job of a sweep.
+    """
+    if config.run_dir is not None:
+        return RunPaths(Path(config.run_dir).expanduser().absolute())
+    if sweep_run_dir is not None:
+        return RunPaths(sweep_run_dir.absolute())
+    fingerprint = hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:8]
+    return RunPaths(Path("runs", f"{names['dataset']}-{names['model']}-{fingerprint}").absolute())
+
+
+def check_run_dir(paths: RunPaths, config: TrainConfig) -> None:
+    """Refuse a directory that holds a run of another config; reads only.
+
+    Raises:
+        ConfigError: It does; the message names the keys.
+        UserError: The directory cannot hold a run.
+    """
+    if paths.root.exists() and not paths.root.is_dir():
+        raise ConfigError(f"run_dir={paths.root}: must be a directory, not a file")
+    if not paths.config.exists():
+        return
+    try:
+        there = _flatten(_without_unidentifying(yaml.safe_load(paths.config.read_text())))
+    except (yaml.YAMLError, AttributeError, OSError) as error:
+        raise UserError(
+            f"{paths.config}: not a readable config ({type(error).__name__}); choose another run_dir"
+        ) from error
+    here = _flatten(_identity(config))
+    differing = [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]
+    if differing:
+        shown = ", ".join(f"{key}={there.get(key)} there, {here.get(key)} here" for key in differing[:3])
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise ConfigError(f"run_dir={paths.root} holds a different config ({shown}{more}): choose another run_dir")
+
+
+@contextmanager
+def claim(paths: RunPaths, config: TrainConfig, is_main: bool) -> Iterator[None]:
+    """Hold the directory for this run and write its config.yaml; the lock goes with the process, however it ends.
+
+    Only the main process claims; the others do nothing.
+
+    Raises:
+        UserError: Another run holds the directory.
+    """
+    if not is_main:
+        yield
+        return
+    paths.root.mkdir(parents=True, exist_ok=True)
+    with (paths.root / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"run_dir={paths.root}: another process trains there now; choose another run_dir"
+            ) from error
+        with whole_file(paths.config) as temporary:
+            temporary.write_text(yaml.safe_dump(plain_config(config), sort_keys=False))
+        yield
+
+
+def _identity(config: TrainConfig) -> dict[str, Any]:
+    return _without_unidentifying(plain_config(config))
+
+
+def _without_unidentifying(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: {name: inner for name, inner in value.items() if f"{key}.{name}" not in NOT_IDENTITY}
+        if isinstance(value, dict)
+        else value
+        for key, value in config.items()
+        if key not in NOT_IDENTITY
+    }
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

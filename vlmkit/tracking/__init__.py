@@ -1,0 +1,1 @@
+"""Where a run writes what happens: metrics.jsonl, wandb, the terminal, provenance."""

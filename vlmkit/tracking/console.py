@@ -1,0 +1,92 @@
+"""What a person sees: the banner, the progress bar (lines where there is no terminal), the last words."""
+
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    track,
+)
+
+T = TypeVar("T")
+
+
+class Screen:
+    """The terminal of the main process; other processes have a silent one."""
+
+    def __init__(self, is_main: bool = True) -> None:
+        self.console = Console(quiet=not is_main, soft_wrap=True, highlight=False)
+
+    def banner(self, title: str, facts: dict[str, str]) -> None:
+        """A title and a table of facts."""
+        width = max(map(len, facts)) + 2
+        self.console.print(f"\n[bold]{title}")
+        for name, value in facts.items():
+            self.console.print(f"[bold]{name:{width}}[/bold]{escape(value)}")
+        self.console.print()
+
+    def say(self, text: str) -> None:
+        """A line."""
+        self.console.print(text, markup=False)
+
+    def watch(self, what: str) -> Callable[[Sequence[T]], Iterable[T]]:
+        """A function that gives the items on, with a bar while they are worked through."""
+
+        def watched(items: Sequence[T]) -> Iterable[T]:
+            if not self.console.is_terminal:
+                return items
+            return track(items, what, console=self.console, transient=True)
+
+        return watched
+
+
+class StepBar:
+    """Progress over the steps of a run, with loss, tokens a second and time left."""
+
+    def __init__(self, screen: Screen, total: int, done: int, line_interval: int) -> None:
+        self._screen = screen
+        self._total = total
+        self._line_interval = line_interval
+        self._bar = Progress(
+            TextColumn("[bold]step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=screen.console,
+            disable=not screen.console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, completed=done, figures="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._bar.stop()
+
+    def show(self, step: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
+        """Move on to a step."""
+        figures = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s"
+        self._bar.update(self._task, completed=step, figures=figures)
+        if not self._screen.console.is_terminal and (step % self._line_interval == 0 or step == self._total):
+            self._screen.say(f"step {step}/{self._total}  {figures}  {format_seconds(seconds_left)} left")
+
+
+def format_seconds(seconds: float) -> str:
+    """Hours, minutes and seconds, as 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,102 @@
+"""Train a vision-language model.
+
+    python -m vlmkit.train                                        the tiny model on easy-VQA, on a CPU, offline
+    python -m vlmkit.train seed=1 filter.relevance_min_rating=3   any key of conf/; --cfg job prints them all
+    python -m vlmkit.train -m seed=0,1,2                          a sweep
+
+``train`` below is the whole run, in the order in which data flow. Read next: ``training/loop.py`` (the step),
+``data/plan.py`` (who decides the order of samples), ``model/packed.py`` (the forward pass).
+"""
+
+import sys
+from contextlib import ExitStack
+
+from vlmkit import entry
+from vlmkit.config import TrainConfig
+from vlmkit.paths import RunPaths
+from vlmkit.preflight import check_training
+from vlmkit.run_directory import choose_run_dir, claim, plain_config
+
+
+def train(config: TrainConfig, paths: RunPaths) -> None:
+    """Train, validate, save, test; go on from the newest checkpoint if there is one.
+
+    Ends the process with 128 + the signal's number if a signal asked it to stop.
+    """
+    # Imported here: a mistake in the command is answered before these seconds are spent.
+    from vlmkit.data.pipeline import build_training_data
+    from vlmkit.distributed import Ranks
+    from vlmkit.evaluation.exact_match import load_test, run_test
+    from vlmkit.interrupt import StopSignal
+    from vlmkit.model.build import build_model
+    from vlmkit.model.packed import PackedVLM
+    from vlmkit.processing.chat import ChatEncoder
+    from vlmkit.processing.images import ImageLayout
+    from vlmkit.processing.tokenizer import load_tokenizer
+    from vlmkit.tracking.console import Screen, StepBar
+    from vlmkit.tracking.provenance import record_start
+    from vlmkit.tracking.quiet import quiet_libraries
+    from vlmkit.tracking.sinks import build_tracker
+    from vlmkit.training.callbacks import LogMetrics, SaveCheckpoints, ShowProgress, Validate
+    from vlmkit.training.checkpoint import Checkpoints
+    from vlmkit.training.loop import Callback, Trainer, run_steps
+    from vlmkit.training.optim import build_optimizer
+    from vlmkit.training.summary import describe_run, last_words
+
+    quiet_libraries()
+    total, interval = config.trainer.max_training_steps, config.trainer.eval_interval
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopSignal())
+        ranks = stack.enter_context(Ranks(config.trainer.precision, config.seed))
+        screen = Screen(ranks.is_main)
+        stack.enter_context(claim(paths, config, ranks.is_main))
+
+        tokenizer = load_tokenizer(config.model.tokenizer)
+        layout = ImageLayout.from_config(config.model)
+        encoder = ChatEncoder(tokenizer, layout)
+        model = PackedVLM(build_model(config.model, tokenizer), layout)
+        data = build_training_data(config, encoder, ranks.rank, ranks.world_size, screen.watch("measuring samples"))
+        trainer = Trainer(model, build_optimizer(model.hf, config.optimizer), config.optimizer, total, ranks)
+        checkpoints = Checkpoints(paths, model, tokenizer, layout, trainer.optimizer, ranks)
+        start = checkpoints.resume(config.resume)
+        tracker = stack.enter_context(
+            build_tracker(config.logger, paths, plain_config(config), start.step, ranks.is_main)
+        )
+        if ranks.is_main:
+            record_start(paths, start.step, ranks.world_size, str(ranks.device))
+        screen.banner("vlmkit.train", describe_run(config, paths, model, data, start, ranks))
+
+        with StepBar(screen, total, start.step, config.trainer.stats_log_interval) as bar:
+            callbacks: list[Callback] = [
+                LogMetrics(tracker, config.trainer.stats_log_interval, data.filtered_ratio),
+                ShowProgress(bar, total),
+                Validate(model, data.val_batches, interval, total, tracker, screen, ranks),
+                SaveCheckpoints(checkpoints.save, interval, total),
+            ]
+            end = run_steps(trainer, data.loader.steps_from(start.position), start, callbacks, stop, ranks)
+        if end.step < total:
+            checkpoints.save(end)
+        elif config.trainer.final_test and data.dataset.test:
+            result = load_test(paths, total)
+            if result is None and (result := run_test(model, encoder, data.dataset, total, paths, ranks, screen, stop)):
+                tracker.log(total, result.metrics)
+            if result:
+                screen.say(str(result))
+        screen.say(last_words(paths, end, total, stop.received))
+    if stop.received:
+        sys.exit(128 + stop.received)
+
+
+def main() -> None:
+    """The command."""
+    entry.run("train", _start)
+
+
+def _start(config: TrainConfig, invocation: entry.Invocation) -> None:
+    paths = choose_run_dir(config, invocation.choices, invocation.sweep_run_dir)
+    check_training(config, paths)
+    train(config, paths)
+
+
+if __name__ == "__main__":
+    main()

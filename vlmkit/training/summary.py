@@ -1,0 +1,64 @@
+"""What a run tells about itself: the facts of the banner and the last words."""
+
+from pathlib import Path
+from signal import Signals
+
+import torch
+
+from vlmkit.config import TrainConfig
+from vlmkit.data.pipeline import TrainingData
+from vlmkit.distributed import Ranks
+from vlmkit.model.build import count_parameters
+from vlmkit.model.packed import PackedVLM
+from vlmkit.paths import RunPaths
+from vlmkit.training.loop import Progress
+
+
+def describe_run(
+    config: TrainConfig, paths: RunPaths, model: PackedVLM, data: TrainingData, start: Progress, ranks: Ranks
+) -> dict[str, str]:
+    """The facts of the banner, in order."""
+    parts = count_parameters(model.hf)
+    trainer = config.trainer
+    packs = trainer.batch_size * trainer.gradient_accumulation_steps * ranks.world_size
+    going_on = f", going on after step {start.step}" if start.step else ""
+    rates = config.optimizer
+    return {
+        "model": f"{sum(parts.values()):,} parameters: "
+        + ", ".join(f"{name} {count:,}" for name, count in parts.items()),
+        "data": data.describe(),
+        "validation": f"{sum(batch.num_samples for batch in data.val_batches):,} held-out samples on this process, "
+        f"every {trainer.eval_interval} steps, each with a checkpoint",
+        "steps": f"{trainer.max_training_steps:,} of {packs} packs up to {config.packing.seq_length} tokens "
+        f"({trainer.batch_size} x {trainer.gradient_accumulation_steps} on each process){going_on}",
+        "learning": f"projector {rates.lr_projector:g}, vision {rates.lr_vision:g}, language {rates.lr_language:g}, "
+        f"seed {config.seed}",
+        "device": f"{device_name(ranks.device)}, {ranks.world_size} process(es), {ranks.precision}",
+        "run_dir": shown(paths.root),
+    }
+
+
+def last_words(paths: RunPaths, end: Progress, total: int, received: Signals | None) -> str:
+    """Where the files are and what to do next."""
+    files = (
+        f"checkpoint  {shown(paths.checkpoint(end.step))}\n"
+        f"metrics     {shown(paths.metrics)}\n"
+        f"test        {shown(paths.test_samples(end.step))}"
+    )
+    if end.step < total:
+        saved = f"saved {shown(paths.checkpoint(end.step))}" if end.step else "nothing to save yet"
+        cause = received.name if received else "another process's signal"
+        return f"stopped by {cause} after step {end.step} of {total}; {saved}; the same command goes on from here"
+    return f"{files}\nnext        python -m vlmkit.train -m seed=0,1,2     the same three times: how much is chance?"
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the number of threads on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be told from here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
