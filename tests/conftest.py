@@ -1,5 +1,6 @@
 """Shared by all tests: small real things, and a way to run commands as a user does."""
 
+import io
 import os
 import subprocess
 import sys
@@ -7,13 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from omegaconf import OmegaConf
+from PIL import Image
 
 from vlmkit.config import ModelConfig
 from vlmkit.paths import config_dir
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.images import ImageLayout
 from vlmkit.processing.tokenizer import ChatTokenizer, load_tokenizer
+
+# No deadline, as machines differ; the same examples every time, so that a failure is one everywhere.
+settings.register_profile("vlmkit", deadline=None, derandomize=True)
+settings.load_profile("vlmkit")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -64,6 +71,13 @@ def vlmkit(tmp_path: Path) -> Run:
         )
 
     return run
+
+
+def png(image: Image.Image, **options: object) -> bytes:
+    """A picture as an encoded file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **options)
+    return buffer.getvalue()
 
 
 def command_environment() -> dict[str, str]:

@@ -1,6 +1,5 @@
 """What a user gets wrong is told in one line, at once."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -24,30 +23,29 @@ from tests.conftest import QUICK, Run
         (["model.vision.num_heads=5"], ["model.vision.num_heads=5", "model.vision.hidden_size=128"]),
         (["dataset.max_sample_length=5000"], ["dataset.max_sample_length=5000", "packing.seq_length"]),
         (["model.tokenizer=/nowhere"], ["model.tokenizer=/nowhere", "tokenizer.json"]),
+        (["optimizer.beta1=1"], ["optimizer.beta1=1", "below 1"]),
+        (["logger.wandb=online"], ["logger.wandb=online", "WANDB_API_KEY"]),
+        (["run_dir=/proc/run"], ["run_dir=/proc/run", "cannot write"]),
+        (["-m", "run_dir=x", "seed=0,1"], ["run_dir", "hydra.sweep.dir"]),
         (["resume=/nowhere"], ["resume=/nowhere", "auto, never, or"]),
         (["packing.seq_length="], ["packing.seq_length"]),
         (["seed=[1"], ["seed=[1"]),
         (["--cfg", "jobb"], ["jobb"]),
     ],
 )
-def test_a_mistake_is_one_line_with_the_key_and_the_way_out(vlmkit: Run, arguments: list[str], told: list[str]) -> None:
-    started = time.monotonic()
+def test_a_mistake_is_one_line_before_anything_heavy_is_imported(
+    vlmkit: Run, tmp_path: Path, arguments: list[str], told: list[str]
+) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     done = vlmkit("train", *arguments)
     assert done.returncode != 0
-    assert time.monotonic() - started < 60  # a hang, not a speed limit
     last = done.stderr.strip().splitlines()[-1]
     assert all(text in last for text in told), done.stderr
     assert "Traceback" not in done.stderr
-    assert "torch" not in done.stderr
+    assert "torch was imported" not in done.stderr
 
 
-def test_nothing_heavy_is_imported_before_the_config_is_checked(vlmkit: Run, tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
-    done = vlmkit("train", "filter.relevance_min_rating=9")
-    assert done.stderr.startswith("error: filter.relevance_min_rating=9")
-
-
-def test_a_traceback_comes_only_if_asked_for(vlmkit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_traceback_comes_only_if_asked_for(vlmkit: Run) -> None:
     done = vlmkit("train", "filter.relevance_min_rating=9", HYDRA_FULL_ERROR="1")
     assert "Traceback" in done.stderr
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,8 +84,9 @@ def test_a_checkpoint_opens_in_plain_transformers(whole_run: tuple[Path, str]) -
     assert asked == "<|im_start|>user\nis there a circle?<|im_end|>\n"
 
 
-def test_the_same_command_again_does_nothing_more(whole_run: tuple[Path, str]) -> None:
-    run, _ = whole_run
+def test_the_same_command_again_does_nothing_more(whole_run: tuple[Path, str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole_run[0], run)
     before = (run / "metrics.jsonl").read_bytes()
     done = start_train(run).communicate(timeout=120)
     assert "step_12" in done[0]
@@ -101,9 +103,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     os.killpg(first.pid, number)  # the whole group, as a terminal and SLURM do: loader workers too
     printed, errors = first.communicate(timeout=60)
     assert first.returncode == 128 + number, errors
-    assert f"stopped by {number.name} after step" in printed
+    assert "stopped after step" in printed
     assert "the same command goes on" in printed
-    assert errors == ""
+    assert errors == f"{number.name}: leaving after this step; Ctrl-C again ends at once\n"
     stopped = metrics(run)[-1]["global_step"]
     assert (run / "checkpoints" / f"step_{stopped}").is_dir()
     assert_goes_on_to_the_end(run, whole_run[0])
@@ -115,22 +117,26 @@ def test_kill_9_loses_no_more_than_what_came_after_the_last_checkpoint(
     run = tmp_path / "run"
     first = start_train(run)
     wait_for_step(run, 6)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
-    (run / "checkpoints" / ".step_8.tmp" / "half").mkdir(parents=True)  # as if it had been killed inside a save
+    first.kill()  # the process alone: its workers must not keep the directory locked
+    first.wait()
+    (run / "checkpoints" / ".step_99.tmp" / "half").mkdir(parents=True)  # as if it had been killed inside a save
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"global_step": 7, "batch_l')
     assert_goes_on_to_the_end(run, whole_run[0])
+    first.communicate()
 
 
 def test_two_runs_cannot_share_a_directory(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    first = start_train(run, "trainer.max_training_steps=100000")
-    wait_for_step(run, 1)
-    second = start_train(run, "trainer.max_training_steps=100000")
-    _, errors = second.communicate(timeout=60)
-    first.kill()
-    first.communicate()
+    endless = ("trainer.max_training_steps=100000", "trainer.eval_interval=100000")
+    first = start_train(run, *endless)
+    try:
+        wait_for_step(run, 1)
+        second = start_train(run, *endless)
+        _, errors = second.communicate(timeout=60)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
     assert second.returncode == 1
     assert "another process trains there now" in errors
 
@@ -147,6 +153,53 @@ def test_the_number_of_workers_changes_nothing(whole_run: tuple[Path, str], tmp_
     process = start_train(tmp_path / "run", "dataset.num_workers=0")
     process.communicate(timeout=120)
     assert reproducible(metrics(tmp_path / "run")) == reproducible(metrics(whole_run[0]))
+
+
+def test_two_processes_train_like_one(whole_run: tuple[Path, str], tmp_path: Path) -> None:
+    """Half the batch on each of two processes: the same packs in the same steps, the same losses."""
+    batch = int(yaml.safe_load((whole_run[0] / "config.yaml").read_text())["trainer"]["batch_size"])
+    arguments = ["run_dir=run", *QUICK, f"trainer.batch_size={batch // 2}", "dataset.num_workers=0"]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "-m", "vlmkit.train"]
+    done = subprocess.run(
+        [sys.executable, *launch, *arguments],
+        cwd=tmp_path,
+        env=command_environment() | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in done.stdout
+    two, one = metrics(tmp_path / "run"), metrics(whole_run[0])
+    for key in ("batch_loss", "val_loss", "grad_norm"):
+        expected = [row[key] for row in one if key in row]
+        assert [row[key] for row in two if key in row] == pytest.approx(expected, rel=2e-3)
+
+
+def test_resume_from_a_path_takes_the_weights_and_the_configured_rates(
+    whole_run: tuple[Path, str], tmp_path: Path
+) -> None:
+    start = whole_run[0] / "checkpoints" / "step_8"
+    process = start_train(tmp_path / "run", f"resume={start}", "optimizer.lr_vision=7e-5")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    rows = [row for row in metrics(tmp_path / "run") if "batch_loss" in row]
+    assert [row["global_step"] for row in rows] == [9, 10, 11, 12]
+    assert rows[0]["batch_loss"] == next(row["batch_loss"] for row in metrics(whole_run[0]) if row["global_step"] == 9)
+    assert max(row["lr_vision"] for row in rows) <= 7e-5
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "trainer_state/optimizer.pt", "trainer_state/progress.json"])
+def test_a_damaged_checkpoint_is_named_in_one_line(whole_run: tuple[Path, str], tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole_run[0], run)
+    damaged = run / "checkpoints" / "step_12" / name
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    process = start_train(run)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.startswith(f"error: {run}/checkpoints/step_12: cannot resume from this checkpoint: ")
+    assert len(errors.splitlines()) == 1
 
 
 def test_a_sweep_has_a_directory_for_each_run(vlmkit: Run, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ class VisionConfig:
     tile_size: int = 512  # pixels a side; every picture is cut into tiles of this size
     patch_size: int = 16  # pixels a side
     initializer_range: float = 0.02  # standard deviation of new weights; narrow towers want more
+    embedding_initializer_range: float | None = None  # the same for patches and positions; null: initializer_range
 
     def __post_init__(self) -> None:
         """Check the sizes against each other."""
@@ -84,6 +85,7 @@ class LanguageConfig:
     def __post_init__(self) -> None:
         """Check the sizes against each other."""
         group = "model.language"
+        require_positive(group, self, "max_position_embeddings")
         require_positive(
             group,
             self,
@@ -250,8 +252,12 @@ class OptimizerConfig:
         """Check the ranges."""
         for name in ("lr_projector", "lr_vision", "lr_language", "weight_decay"):
             require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
-        for name in ("beta1", "beta2", "warmup_ratio", "min_lr_ratio"):
+        for name in ("warmup_ratio", "min_lr_ratio"):
             require(0 <= getattr(self, name) <= 1, f"optimizer.{name}", getattr(self, name), "between 0 and 1")
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "at least 0 and below 1")
+        rates = (self.lr_projector, self.lr_vision, self.lr_language)
+        require(any(rates), "optimizer.lr_*", rates, "above 0 for one part at least: nothing would be trained")
         require_positive("optimizer", self, "max_grad_norm")
 
 

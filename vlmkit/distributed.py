@@ -4,7 +4,7 @@ from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import GradientAccumulationPlugin, gather_object
 
 from vlmkit.config import Precision
 
@@ -14,7 +14,11 @@ class Ranks:
 
     def __init__(self, precision: Precision, seed: int) -> None:
         bf16 = precision is Precision.bf16 or (precision is Precision.auto and torch.cuda.is_available())
-        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+        # Accumulation is the loop's: an accelerate config that names another number would divide the loss twice.
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if bf16 else "no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
         self.precision = "bf16" if bf16 else "fp32"
         torch.manual_seed(seed)
 

@@ -1,5 +1,6 @@
 """Signals that ask a run to end: it finishes its step, saves, and leaves."""
 
+import os
 import signal
 from types import FrameType
 from typing import Self
@@ -33,3 +34,5 @@ class StopSignal:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+        # Straight to the file descriptor: a handler may interrupt a print and must not print itself.
+        os.write(2, f"{self.received.name}: leaving after this step; Ctrl-C again ends at once\n".encode())

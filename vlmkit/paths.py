@@ -1,4 +1,4 @@
-"""Every file name of a run, once, and the two ways to write a file that matters."""
+"""Every file name of a run, once, and the way to write a file that matters."""
 
 import os
 from collections.abc import Iterator
@@ -34,6 +34,16 @@ class RunPaths:
     def metrics(self) -> Path:
         """One JSON object a line, one line a step at least."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains here."""
+        return self.root / ".lock"
+
+    @property
+    def wandb_run_id(self) -> Path:
+        """The id under which wandb knows this run."""
+        return self.root / "wandb_run_id"
 
     @property
     def checkpoints(self) -> Path:

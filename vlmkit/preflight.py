@@ -7,6 +7,7 @@ from vlmkit.config import EasyVQAConfig, TrainConfig, WandbMode
 from vlmkit.errors import ConfigError
 from vlmkit.paths import TRAINER_STATE, RunPaths
 from vlmkit.run_directory import check_run_dir
+from vlmkit.tracking.sinks import has_wandb_key
 
 
 def check_training(config: TrainConfig, paths: RunPaths) -> None:
@@ -19,6 +20,8 @@ def check_training(config: TrainConfig, paths: RunPaths) -> None:
         require_package("easy_vqa", "easy-vqa", "dataset=easyvqa")
     if config.logger.wandb is not WandbMode.disabled:
         require_package("wandb", "wandb", f"logger.wandb={config.logger.wandb.value}")
+    if config.logger.wandb is WandbMode.online and not has_wandb_key():
+        raise ConfigError("logger.wandb=online: needs an API key: set WANDB_API_KEY or use logger.wandb=offline")
     if (
         config.model.tokenizer != "tiny"
         and not (Path(config.model.tokenizer).expanduser() / "tokenizer.json").is_file()

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -50,11 +51,14 @@ def choose_run_dir(config: TrainConfig, names: dict[str, str], sweep_run_dir: Pa
         names: Options chosen for the groups, for a readable name.
         sweep_run_dir: Directory of this job of a sweep.
     """
+    if config.run_dir is not None and sweep_run_dir is not None:
+        raise ConfigError("run_dir: leave it out of a sweep, whose runs need one each; hydra.sweep.dir is their parent")
     if config.run_dir is not None:
         return RunPaths(Path(config.run_dir).expanduser().absolute())
     if sweep_run_dir is not None:
         return RunPaths(sweep_run_dir.absolute())
-    fingerprint = hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:8]
+    start = None if config.resume in ("auto", "never") else config.resume
+    fingerprint = hashlib.sha256(json.dumps([_identity(config), start], sort_keys=True).encode()).hexdigest()[:8]
     return RunPaths(Path("runs", f"{names['dataset']}-{names['model']}-{fingerprint}").absolute())
 
 
@@ -67,6 +71,9 @@ def check_run_dir(paths: RunPaths, config: TrainConfig) -> None:
     """
     if paths.root.exists() and not paths.root.is_dir():
         raise ConfigError(f"run_dir={paths.root}: must be a directory, not a file")
+    existing = next(folder for folder in (paths.root, *paths.root.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"run_dir={paths.root}: cannot write in {existing}")
     if not paths.config.exists():
         return
     try:
@@ -96,13 +103,14 @@ def claim(paths: RunPaths, config: TrainConfig, is_main: bool) -> Iterator[None]
         yield
         return
     paths.root.mkdir(parents=True, exist_ok=True)
-    with (paths.root / ".lock").open("a") as lock:
+    with paths.lock.open("a") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: loader workers would inherit it
+        except OSError as error:
             raise UserError(
                 f"run_dir={paths.root}: another process trains there now; choose another run_dir"
             ) from error
+        check_run_dir(paths, config)
         with whole_file(paths.config) as temporary:
             temporary.write_text(yaml.safe_dump(plain_config(config), sort_keys=False))
         yield

@@ -8,6 +8,7 @@
 ``data/plan.py`` (who decides the order of samples), ``model/packed.py`` (the forward pass).
 """
 
+import signal
 import sys
 from contextlib import ExitStack
 
@@ -21,12 +22,12 @@ from vlmkit.run_directory import choose_run_dir, claim, plain_config
 def train(config: TrainConfig, paths: RunPaths) -> None:
     """Train, validate, save, test; go on from the newest checkpoint if there is one.
 
-    Ends the process with 128 + the signal's number if a signal asked it to stop.
+    Ends the process with 128 + the signal's number if a signal asked it to stop (to any of its processes).
     """
     # Imported here: a mistake in the command is answered before these seconds are spent.
     from vlmkit.data.pipeline import build_training_data
     from vlmkit.distributed import Ranks
-    from vlmkit.evaluation.exact_match import load_test, run_test
+    from vlmkit.evaluation.exact_match import load_test, run_test, save_test
     from vlmkit.interrupt import StopSignal
     from vlmkit.model.build import build_model
     from vlmkit.model.packed import PackedVLM
@@ -58,7 +59,8 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         data = build_training_data(config, encoder, ranks.rank, ranks.world_size, screen.watch("measuring samples"))
         trainer = Trainer(model, build_optimizer(model.hf, config.optimizer), config.optimizer, total, ranks)
         checkpoints = Checkpoints(paths, model, tokenizer, layout, trainer.optimizer, ranks)
-        start = checkpoints.resume(config.resume)
+        checkpoints.remove_half_written()
+        start = checkpoints.resume(config.resume, total)
         tracker = stack.enter_context(
             build_tracker(config.logger, paths, plain_config(config), start.step, ranks.is_main)
         )
@@ -74,17 +76,20 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
                 SaveCheckpoints(checkpoints.save, interval, total),
             ]
             end = run_steps(trainer, data.loader.steps_from(start.position), start, callbacks, stop, ranks)
-        if end.step < total:
+        if start.step < end.step < total:
             checkpoints.save(end)
-        elif config.trainer.final_test and data.dataset.test:
-            result = load_test(paths, total)
-            if result is None and (result := run_test(model, encoder, data.dataset, total, paths, ranks, screen, stop)):
+        if end.step == total and config.trainer.final_test and data.dataset.test:
+            result = load_test(paths, total) if start.step == total else None
+            if result is None and (result := run_test(model, encoder, data.dataset, total, ranks, screen, stop)):
                 tracker.log(total, result.metrics)
+                if ranks.is_main:
+                    save_test(paths, result)
             if result:
                 screen.say(str(result))
-        screen.say(last_words(paths, end, total, stop.received))
-    if stop.received:
-        sys.exit(128 + stop.received)
+        stopped = stop.reached_any(ranks)
+        screen.say(last_words(paths, end, total, stopped))
+    if stopped:
+        sys.exit(128 + (stop.received or signal.SIGTERM))
 
 
 def main() -> None:

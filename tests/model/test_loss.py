@@ -7,7 +7,7 @@ from vlmkit.model import loss as loss_module
 from vlmkit.model.loss import shift_labels, summed_loss
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(length=st.integers(1, 12), seed=st.integers(0, 1000), chunk=st.integers(1, 8))
 def test_the_loss_is_the_cross_entropy_of_full_logits(length: int, seed: int, chunk: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,3 @@
-import io
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.conftest import png
 from vlmkit.errors import DataError
 from vlmkit.processing.images import ImageLayout, TileGrid, cut_tiles, image_size, load_image
 
@@ -16,12 +16,6 @@ REFERENCE = ImageLayout(
 SMALL_STEPS = ImageLayout(
     tile_size=512, tokens_per_tile=64, max_img_size=2048, resize_to_max_side_len=False, mean=0.0, std=1.0
 )
-
-
-def png(image: Image.Image, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", **options)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -76,6 +70,11 @@ def test_a_turned_picture_has_the_size_that_is_seen() -> None:
 def test_a_broken_picture_names_its_sample(broken: bytes) -> None:
     with pytest.raises(DataError, match=r"test/7: cannot (open|decode) the picture"):
         load_image(broken, "test/7")
+
+
+def test_the_size_of_a_png_is_read_without_its_pixels() -> None:
+    truncated = png(Image.new("RGB", (300, 200), "red"))[:-60]
+    assert image_size(truncated, "test/0") == (300, 200)
 
 
 def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path: Path) -> None:

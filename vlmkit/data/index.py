@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from vlmkit.config import RATING_AXES, FilterConfig
+from vlmkit.config import FilterConfig
 from vlmkit.data.packing import Size
 from vlmkit.data.ratings import kept_turns
 from vlmkit.errors import DataError
@@ -47,8 +47,6 @@ class SampleIndex:
 
     samples: list[IndexedSample] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)  # samples, by reason
-    turns_seen: int = 0
-    turns_dropped: Counter[str] = field(default_factory=Counter)  # by rating axis; a turn can fail several
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -60,8 +58,6 @@ def build_index(
     """Measure every sample; what cannot be trained on is left out and counted."""
     index = SampleIndex()
     for number, sample in enumerate(samples):
-        index.turns_seen += len(sample.turns)
-        _count_dropped(sample, filter_config, index.turns_dropped)
         turns = kept_turns(sample.turns, filter_config)
         reason = ALL_TURNS_DROPPED if not turns else TOO_MANY_IMAGES if len(sample.images) > max_images else None
         if reason is None:
@@ -95,10 +91,3 @@ def _measure(number: int, sample: Sample, turns: tuple[int, ...], encoder: ChatE
         images=len(grids),
         tiles=sum(grid.num_tiles for grid in grids),
     )
-
-
-def _count_dropped(sample: Sample, filter_config: FilterConfig, dropped: Counter[str]) -> None:
-    for turn in sample.turns:
-        for axis, rating, minimum in zip(RATING_AXES, turn.ratings, filter_config.minima, strict=True):
-            if rating is not None and rating < minimum:
-                dropped[axis] += 1

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vlmkit.data.plan import Pack, Plan, Position
 from vlmkit.data.worker import build_batch
+from vlmkit.errors import DataError
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.types import Batch, Sample
 
@@ -61,8 +62,12 @@ class TrainLoader:
         self._num_workers = num_workers
 
     def steps_from(self, position: Position) -> Iterator[StepBatches]:
-        """Yield steps without end."""
-        loader: DataLoader[tuple[Batch, Position]] = DataLoader(
+        """Yield steps without end.
+
+        Raises:
+            DataError: A sample cannot be decoded, or there is nothing to train on.
+        """
+        loader: DataLoader[_Answer] = DataLoader(
             self._worker,
             batch_size=None,
             sampler=_Requests(self.plan, self._shard, position),
@@ -71,7 +76,10 @@ class TrainLoader:
             worker_init_fn=ignore_signals,
         )
         micro_batches: list[Batch] = []
-        for batch, after in loader:
+        for answer in loader:
+            if isinstance(answer, DataError):
+                raise answer
+            batch, after = answer
             micro_batches.append(batch)
             if len(micro_batches) == self._shard.micro_batches:
                 yield StepBatches(micro_batches, after)
@@ -111,12 +119,18 @@ class _Requests(Sampler[_Request]):
                 step = []
 
 
-class _Worker(Dataset[tuple[Batch, Position]]):
+_Answer = tuple[Batch, Position] | DataError
+
+
+class _Worker(Dataset[_Answer]):
     """Answers a request; PyTorch's name for it is a map-style dataset."""
 
     def __init__(self, samples: Sequence[Sample], encoder: ChatEncoder) -> None:
         self._samples = samples
         self._encoder = encoder
 
-    def __getitem__(self, request: _Request) -> tuple[Batch, Position]:
-        return build_batch(request.packs, self._samples, self._encoder), request.position
+    def __getitem__(self, request: _Request) -> _Answer:
+        try:
+            return build_batch(request.packs, self._samples, self._encoder), request.position
+        except DataError as error:
+            return error  # raised in the training process: raised here it would come with a worker's traceback

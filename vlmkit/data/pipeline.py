@@ -17,7 +17,6 @@ class TrainingData:
     """What a run reads."""
 
     dataset: Dataset
-    index: SampleIndex  # of the training part
     loader: TrainLoader
     val_batches: list[Batch]  # this process's share
 
@@ -67,4 +66,4 @@ def build_training_data(
     loader = TrainLoader(plan(train_index), dataset.train, encoder, shard, config.dataset.num_workers)
     val_plan = plan(index(dataset.val))
     val_batches = validation_batches(val_plan, dataset.val, encoder, shard, config.trainer.max_val_batches)
-    return TrainingData(dataset, train_index, loader, val_batches)
+    return TrainingData(dataset, loader, val_batches)

@@ -46,6 +46,7 @@ class TestResult:
     n: int
     exact_match: float
     question_only: float
+    answered: tuple[Answered, ...] = ()
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -64,12 +65,11 @@ def run_test(
     encoder: ChatEncoder,
     dataset: Dataset,
     step: int,
-    paths: RunPaths,
     ranks: Ranks,
     screen: Screen,
     stop: StopSignal,
 ) -> TestResult | None:
-    """Answer the test questions of a dataset, each process its share, and save the result.
+    """Answer the test questions of a dataset, each process its share.
 
     Returns:
         The result on every process; None if a signal came before all questions were answered.
@@ -87,15 +87,13 @@ def run_test(
     if stop.reached_any(ranks):
         return None
     answered = ranks.gather(answered)
-    result = TestResult(
+    return TestResult(
         global_step=step,
         n=len(answered),
         exact_match=sum(answer.correct for answer in answered) / len(answered),
         question_only=question_only_exact_match(chain(dataset.train, dataset.val), dataset.test),
+        answered=tuple(answered),
     )
-    if ranks.is_main:
-        save_test(paths, result, answered)
-    return result
 
 
 def answer_questions(
@@ -128,20 +126,18 @@ def question_only_exact_match(train: Iterable[Sample], questions: Sequence[Quest
     return sum(guess in question.answers for guess, question in zip(guesses, questions, strict=True)) / len(questions)
 
 
-def save_test(paths: RunPaths, result: TestResult, answered: Sequence[Answered]) -> None:
+def save_test(paths: RunPaths, result: TestResult) -> None:
     """Write RUN/test/step_N.json and, before it, every answer beside it."""
-    with (
-        whole_file(paths.test_samples(result.global_step)) as temporary,
-        temporary.open("w", encoding="utf-8") as file,
-    ):
-        for answer in answered:
+    with whole_file(paths.test_samples(result.global_step)) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for answer in result.answered:
             file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+    summary = {name: value for name, value in asdict(result).items() if name != "answered"}
     with whole_file(paths.test(result.global_step)) as temporary:
-        temporary.write_text(json.dumps(asdict(result), indent=2) + "\n")
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def load_test(paths: RunPaths, step: int) -> TestResult | None:
-    """The saved result of a step, if the test was run."""
+    """The saved result of a step, without its answers; None if the test was not run."""
     path = paths.test(step)
     return TestResult(**json.loads(path.read_text())) if path.exists() else None
 

@@ -14,6 +14,10 @@ def build_model(config: ModelConfig, tokenizer: ChatTokenizer) -> Idefics3ForCon
     projection = hf.model.connector.modality_projection.proj
     # Features of unit size whatever the width: with the towers' fixed range a narrow model drowns its text in them.
     nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+    if (std := config.vision.embedding_initializer_range) is not None:
+        embeddings = hf.model.vision_model.embeddings
+        nn.init.normal_(embeddings.patch_embedding.weight, std=std)
+        nn.init.normal_(embeddings.position_embedding.weight, std=std)
     return hf
 
 

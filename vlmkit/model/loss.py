@@ -22,12 +22,13 @@ def summed_loss(hidden_BTD: torch.Tensor, labels_BT: torch.Tensor, head: nn.Modu
         head: From D to logits over V.
 
     Returns:
-        float32 scalar; 0 with a gradient (of 0) if nothing is labelled.
+        Scalar, float32 (float64 for float64 states); 0 with a gradient (of 0) if nothing is labelled.
     """
+    dtype = torch.promote_types(hidden_BTD.dtype, torch.float32)
     targets_BT = shift_labels(labels_BT)
     learnt = targets_BT != IGNORED_LABEL
     hidden_ND, targets_N = hidden_BTD[learnt], targets_BT[learnt]
-    loss = hidden_BTD.float().sum() * 0.0 if not len(targets_N) else hidden_ND.new_zeros((), dtype=torch.float32)
+    loss = hidden_BTD.new_zeros((), dtype=dtype) if len(targets_N) else hidden_BTD.to(dtype).sum() * 0
     for hidden, targets in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True):
-        loss = loss + nn.functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
+        loss = loss + nn.functional.cross_entropy(head(hidden).to(dtype), targets, reduction="sum")
     return loss

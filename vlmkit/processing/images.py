@@ -74,14 +74,24 @@ def open_image(source: Path | bytes, name: str) -> Image.Image:
     except (OSError, Image.DecompressionBombError) as error:
         raise DataError(f"{name}: cannot open the picture: {error}") from error
     if image.width * image.height > MAX_PIXELS:
+        image.close()
         raise DataError(f"{name}: picture of {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read")
     return image
 
 
 def image_size(source: Path | bytes, name: str) -> tuple[int, int]:
-    """Width and height in pixels as the picture is seen, without decoding it."""
+    """Width and height in pixels as the picture is seen, without decoding it.
+
+    Raises:
+        DataError: It is no picture, or has more than MAX_PIXELS.
+    """
     with open_image(source, name) as image:
-        turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the sides
+        # A PNG without an EXIF chunk would be decoded to the end in search of one.
+        known = image.format != "PNG" or "exif" in image.info
+        try:
+            turned = known and image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the sides
+        except (OSError, ValueError, SyntaxError) as error:
+            raise DataError(f"{name}: cannot read the picture: {error}") from error
         return (image.height, image.width) if turned else (image.width, image.height)
 
 

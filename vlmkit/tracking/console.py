@@ -13,7 +13,6 @@ from rich.progress import (
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
     track,
 )
 
@@ -43,6 +42,7 @@ class Screen:
 
         def watched(items: Sequence[T]) -> Iterable[T]:
             if not self.console.is_terminal:
+                self.say(f"{what} …")
                 return items
             return track(items, what, console=self.console, transient=True)
 
@@ -63,8 +63,6 @@ class StepBar:
             TaskProgressColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
             console=screen.console,
             disable=not screen.console.is_terminal,
         )
@@ -79,10 +77,10 @@ class StepBar:
 
     def show(self, step: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
         """Move on to a step."""
-        figures = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s"
+        figures = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {format_seconds(seconds_left)} left"
         self._bar.update(self._task, completed=step, figures=figures)
         if not self._screen.console.is_terminal and (step % self._line_interval == 0 or step == self._total):
-            self._screen.say(f"step {step}/{self._total}  {figures}  {format_seconds(seconds_left)} left")
+            self._screen.say(f"step {step}/{self._total}  {figures}")
 
 
 def format_seconds(seconds: float) -> str:

@@ -125,11 +125,10 @@ def has_wandb_key() -> bool:
 
 def wandb_run_id(paths: RunPaths) -> str:
     """Made once for each run directory, so that a resumed run goes on in the same wandb run."""
-    path = paths.root / "wandb_run_id"
-    if not path.exists():
-        with whole_file(path) as temporary:
+    if not paths.wandb_run_id.exists():
+        with whole_file(paths.wandb_run_id) as temporary:
             temporary.write_text(os.urandom(6).hex())
-    return path.read_text()
+    return paths.wandb_run_id.read_text()
 
 
 def _keep_lines_up_to(path: Path, step: int) -> None:

@@ -6,8 +6,12 @@ import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from vlmkit.data.plan import Position
 from vlmkit.distributed import Ranks
@@ -50,21 +54,33 @@ class Checkpoints:
             self._write(temporary, progress)
             _flush_to_disk(temporary)
             temporary.rename(target)
+            _flush_to_disk(target.parent, inside=False)
         self._ranks.wait()
 
-    def resume(self, resume: str) -> Progress:
+    def resume(self, resume: str, max_steps: int) -> Progress:
         """Go on from the run's newest checkpoint, else from the one that ``resume`` names, else from the start.
 
         Raises:
-            ConfigError: ``resume`` is never and the run has checkpoints.
-            UserError: A checkpoint does not fit the model.
+            ConfigError: ``resume`` is never and the run has checkpoints, or names one past the last step.
+            UserError: A checkpoint is damaged or does not fit the model.
         """
         newest = newest_checkpoint(self._paths)
         if newest and resume == "never":
             raise ConfigError(f"resume=never: {self._paths.root} has checkpoints; choose another run_dir")
-        if newest is None and resume not in ("auto", "never"):
-            newest = Path(resume).expanduser()
-        return self._load(newest) if newest else Progress(0, Position())
+        if newest:
+            return self._load(newest)
+        if resume in ("auto", "never"):
+            return Progress(0, Position())
+        start = self._load(Path(resume).expanduser())
+        if start.step >= max_steps:
+            raise ConfigError(f"resume={resume}: is at step {start.step}; trainer.max_training_steps={max_steps}")
+        return start
+
+    def remove_half_written(self) -> None:
+        """Remove what a killed save left behind; only the process that holds the run directory may."""
+        if self._ranks.is_main:
+            for folder in self._paths.checkpoints.glob(".step_*.tmp"):
+                shutil.rmtree(folder)
 
     def _write(self, folder: Path, progress: Progress) -> None:
         state = folder / TRAINER_STATE
@@ -77,18 +93,28 @@ class Checkpoints:
 
     def _load(self, folder: Path) -> Progress:
         state = folder / TRAINER_STATE
-        if not (state / PROGRESS_FILE).is_file():
-            raise UserError(f"{folder}: nothing to resume from: it has no {TRAINER_STATE}/{PROGRESS_FILE}")
+        hyperparameters = [_hyperparameters(group) for group in self._optimizer.param_groups]
         try:
-            saved = type(self._model.hf).from_pretrained(folder, dtype="float32")
-            self._model.hf.load_state_dict(saved.state_dict())
+            progress = json.loads((state / PROGRESS_FILE).read_text())
+            weights = load_file(folder / "model.safetensors")
+            # The head is the embedding: transformers saves the shared weight once.
+            missing, unexpected = self._model.hf.load_state_dict(weights, strict=False)
             optimizer_state = torch.load(state / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
             self._optimizer.load_state_dict(optimizer_state)
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{folder}: the checkpoint does not fit the configured model: {reason}") from error
-        progress = json.loads((state / PROGRESS_FILE).read_text())
-        return Progress(progress["step"], Position(**progress["position"]))
+            position = Position(**progress["position"])
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnpicklingError, SafetensorError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(f"{folder}: cannot resume from this checkpoint: {lines[-1].strip()}") from error
+        wrong = [name for name in [*missing, *unexpected] if name != "lm_head.weight"]
+        if wrong:
+            raise UserError(f"{folder}: the checkpoint does not fit the configured model: {wrong[0]}")
+        for group, configured in zip(self._optimizer.param_groups, hyperparameters, strict=True):
+            group.update(configured)  # load_state_dict brought those of the saved run
+        return Progress(progress["step"], position)
+
+
+def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
 
 
 def newest_checkpoint(paths: RunPaths) -> Path | None:
@@ -100,9 +126,9 @@ def newest_checkpoint(paths: RunPaths) -> Path | None:
     return found[max(found)] if found else None
 
 
-def _flush_to_disk(folder: Path) -> None:
+def _flush_to_disk(folder: Path, inside: bool = True) -> None:
     """Make sure that a rename never overtakes the contents."""
-    for path in (folder, *folder.rglob("*")):
+    for path in (folder, *(folder.rglob("*") if inside else ())):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -1,7 +1,6 @@
 """What a run tells about itself: the facts of the banner and the last words."""
 
 from pathlib import Path
-from signal import Signals
 
 import torch
 
@@ -38,18 +37,16 @@ def describe_run(
     }
 
 
-def last_words(paths: RunPaths, end: Progress, total: int, received: Signals | None) -> str:
+def last_words(paths: RunPaths, end: Progress, total: int, stopped: bool) -> str:
     """Where the files are and what to do next."""
-    files = (
-        f"checkpoint  {shown(paths.checkpoint(end.step))}\n"
-        f"metrics     {shown(paths.metrics)}\n"
-        f"test        {shown(paths.test_samples(end.step))}"
-    )
-    if end.step < total:
-        saved = f"saved {shown(paths.checkpoint(end.step))}" if end.step else "nothing to save yet"
-        cause = received.name if received else "another process's signal"
-        return f"stopped by {cause} after step {end.step} of {total}; {saved}; the same command goes on from here"
-    return f"{files}\nnext        python -m vlmkit.train -m seed=0,1,2     the same three times: how much is chance?"
+    checkpoint = paths.checkpoint(end.step)
+    if stopped:
+        saved = f"saved {shown(checkpoint)}" if checkpoint.exists() else "nothing to save yet"
+        where = f"after step {end.step} of {total}" if end.step < total else "before the test was done"
+        return f"stopped {where}; {saved}; the same command goes on from here"
+    files = {"checkpoint": checkpoint, "metrics": paths.metrics, "answers": paths.test_samples(total)}
+    lines = [f"{name:12}{shown(path)}" for name, path in files.items() if path.exists()]
+    return "\n".join([*lines, "next        python -m vlmkit.train -m seed=0,1,2     how much of it is chance?"])
 
 
 def device_name(device: torch.device) -> str:
