@@ -25,7 +25,7 @@ from tests.conftest import QUICK, Run
         (["model.tokenizer=/nowhere"], ["model.tokenizer=/nowhere", "tokenizer.json"]),
         (["optimizer.beta1=1"], ["optimizer.beta1=1", "below 1"]),
         (["logger.wandb=online"], ["logger.wandb=online", "WANDB_API_KEY"]),
-        (["run_dir=/proc/run"], ["run_dir=/proc/run", "cannot write"]),
+        (["run_dir=/dev/null/run"], ["run_dir=/dev/null/run", "cannot write"]),
         (["-m", "run_dir=x", "seed=0,1"], ["run_dir", "hydra.sweep.dir"]),
         (["resume=/nowhere"], ["resume=/nowhere", "auto, never, or"]),
         (["packing.seq_length="], ["packing.seq_length"]),

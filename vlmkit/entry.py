@@ -45,7 +45,12 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
     _register_schemas()
 
     def job(config: DictConfig) -> None:
-        command(OmegaConf.to_object(config), _invocation())
+        try:
+            command(OmegaConf.to_object(config), _invocation())
+        except UserError as error:  # here, as Hydra adds a line of its own to an error that leaves its job
+            if wants_traceback:
+                raise
+            sys.exit(f"error: {error}")
 
     wants_traceback = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"  # or Hydra prints errors itself, in many lines, and ends the process
@@ -74,6 +79,8 @@ def explain(error: Exception, arguments: list[str]) -> str:
         return _unknown_key(match[1])
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
     reason = str(cause).strip().splitlines()[0]
+    if override := getattr(cause, "override", None):
+        return f"{override}: {reason}"
     key = getattr(cause, "full_key", None)
     given = next((argument for argument in arguments if key and argument.lstrip("+~").startswith(f"{key}=")), key)
     return f"{given}: {reason}" if given else reason

@@ -49,14 +49,16 @@ class WandbTracker:
     def __init__(self, config: LoggerConfig, paths: RunPaths, run_config: dict[str, Any]) -> None:
         import wandb
 
+        mode = wandb_mode(config.wandb)
         self._run = wandb.init(
             project=config.project,
             entity=config.entity,
             dir=str(paths.root),
             id=wandb_run_id(paths),
             name=paths.root.name,
-            resume="allow",
-            mode=wandb_mode(config.wandb),
+            # Offline, wandb has nothing to resume and says so: each start is a file of its own under the same id.
+            resume="allow" if (mode or os.environ["WANDB_MODE"]) == "online" else None,
+            mode=mode,
             config=run_config,
             settings=wandb.Settings(silent=True, console="off"),
         )
