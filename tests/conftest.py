@@ -58,9 +58,7 @@ def encoder(tokenizer: ChatTokenizer, layout: ImageLayout) -> ChatEncoder:
 def vlmkit(tmp_path: Path) -> Run:
     """Run ``python -m vlmkit.<command> …`` in an empty folder, offline, and give what came of it."""
 
-    def run(
-        command: str, *arguments: str, timeout: float = 120, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", f"vlmkit.{command}", *arguments],
             cwd=tmp_path,

@@ -6,11 +6,13 @@ conf/ hold what differs. Below the entry point the whole program sees these clas
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
 from vlmkit.errors import ConfigError
+from vlmkit.paths import assets_dir
 
 
 def require(condition: bool, key: str, value: object, rule: str) -> None:
@@ -85,7 +87,6 @@ class LanguageConfig:
     def __post_init__(self) -> None:
         """Check the sizes against each other."""
         group = "model.language"
-        require_positive(group, self, "max_position_embeddings")
         require_positive(
             group,
             self,
@@ -94,6 +95,7 @@ class LanguageConfig:
             "num_layers",
             "num_heads",
             "num_kv_heads",
+            "max_position_embeddings",
             "rope_theta",
         )
         require(
@@ -156,6 +158,13 @@ class ModelConfig:
     def tokens_per_tile(self) -> int:
         """Image tokens that stand for one tile in the text."""
         return (self.vision.tile_size // self.vision.patch_size // self.pixel_shuffle_factor) ** 2
+
+
+def tokenizer_folder(name: str) -> Path:
+    """The folder that model.tokenizer names; ConfigError if it holds no tokenizer.json."""
+    folder = assets_dir() / "tiny_tokenizer" if name == "tiny" else Path(name).expanduser()
+    require((folder / "tokenizer.json").is_file(), "model.tokenizer", name, '"tiny" or a folder with tokenizer.json')
+    return folder
 
 
 # ---- data ----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -44,13 +44,16 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
     """
     _register_schemas()
 
+    def leave(error: Exception) -> NoReturn:
+        if wants_traceback:
+            raise error
+        sys.exit(f"error: {explain(error, sys.argv[1:])}")
+
     def job(config: DictConfig) -> None:
         try:
             command(OmegaConf.to_object(config), _invocation())
-        except UserError as error:  # here, as Hydra adds a line of its own to an error that leaves its job
-            if wants_traceback:
-                raise
-            sys.exit(f"error: {error}")
+        except (UserError, OmegaConfBaseException) as error:
+            leave(error)  # here, as Hydra adds a line of its own to an error that leaves its job
 
     wants_traceback = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"  # or Hydra prints errors itself, in many lines, and ends the process
@@ -58,10 +61,8 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        if wants_traceback:
-            raise
-        sys.exit(f"error: {explain(error, sys.argv[1:])}")
+    except (HydraException, OmegaConfBaseException) as error:
+        leave(error)
     finally:
         if not wants_traceback:
             os.environ.pop(FULL_ERROR, None)

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from vlmkit.config import EasyVQAConfig, TrainConfig, WandbMode
+from vlmkit.config import EasyVQAConfig, TrainConfig, WandbMode, tokenizer_folder
 from vlmkit.errors import ConfigError
 from vlmkit.paths import TRAINER_STATE, RunPaths
 from vlmkit.run_directory import check_run_dir
@@ -22,11 +22,7 @@ def check_training(config: TrainConfig, paths: RunPaths) -> None:
         require_package("wandb", "wandb", f"logger.wandb={config.logger.wandb.value}")
     if config.logger.wandb is WandbMode.online and not has_wandb_key():
         raise ConfigError("logger.wandb=online: needs an API key: set WANDB_API_KEY or use logger.wandb=offline")
-    if (
-        config.model.tokenizer != "tiny"
-        and not (Path(config.model.tokenizer).expanduser() / "tokenizer.json").is_file()
-    ):
-        raise ConfigError(f'model.tokenizer={config.model.tokenizer}: must be "tiny" or a folder with tokenizer.json')
+    tokenizer_folder(config.model.tokenizer)
     if config.resume not in ("auto", "never") and not (Path(config.resume).expanduser() / TRAINER_STATE).is_dir():
         raise ConfigError(f"resume={config.resume}: must be auto, never, or a folder checkpoints/step_N of a run")
     check_run_dir(paths, config)

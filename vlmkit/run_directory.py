@@ -110,7 +110,7 @@ def claim(paths: RunPaths, config: TrainConfig, is_main: bool) -> Iterator[None]
             raise UserError(
                 f"run_dir={paths.root}: another process trains there now; choose another run_dir"
             ) from error
-        check_run_dir(paths, config)
+        check_run_dir(paths, config)  # again: another run may have come and gone since the first look
         with whole_file(paths.config) as temporary:
             temporary.write_text(yaml.safe_dump(plain_config(config), sort_keys=False))
         yield

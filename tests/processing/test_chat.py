@@ -9,9 +9,7 @@ from vlmkit.types import IGNORED_LABEL, Turn
 pieces = st.sampled_from([TURN_START, TURN_END, *IMAGE_TOKENS[:3], "user\n", " ", "\n", "a"])
 texts = st.one_of(
     st.text(max_size=40),
-    st.lists(st.sampled_from([TURN_START, TURN_END, *IMAGE_TOKENS[:3], "user\n", " ", "\n", "a"]), max_size=6).map(
-        "".join
-    ),
+    st.lists(pieces, max_size=6).map("".join),
 )
 grids = st.lists(st.builds(TileGrid, st.integers(1, 3), st.integers(1, 3)), max_size=3)
 turns = st.lists(st.builds(Turn, texts, texts), min_size=1, max_size=4)

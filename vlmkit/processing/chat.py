@@ -17,6 +17,7 @@ class ChatEncoder:
     def __init__(self, tokenizer: ChatTokenizer, layout: ImageLayout) -> None:
         self.tokenizer = tokenizer
         self.layout = layout
+        self._user_prefix_length = len(tokenizer.encode_text("user\n"))
         self._newline = tokenizer.encode_text("\n")
         self._answer_start = [tokenizer.turn_start_id, *tokenizer.encode_text("assistant\n")]
 
@@ -41,11 +42,10 @@ class ChatEncoder:
 
         The second leaves the tokens of the pictures themselves out: see ``picture_length``.
         """
+        user = strip_image_token(turn.user)
+        joined = len(self.tokenizer.encode_text(f"user\n{user}"))
+        apart = self._user_prefix_length + len(self.tokenizer.encode_text(user))
         later = len(self.encode_sample([turn], ()).input_ids)
-        joined = len(self.tokenizer.encode_text("user\n" + strip_image_token(turn.user)))
-        apart = len(self.tokenizer.encode_text("user\n")) + len(
-            self.tokenizer.encode_text(strip_image_token(turn.user))
-        )
         return later, later - joined + apart
 
     def picture_length(self, grids: Sequence[TileGrid]) -> int:

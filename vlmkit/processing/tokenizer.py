@@ -6,8 +6,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from vlmkit.config import tokenizer_folder
 from vlmkit.errors import ConfigError
-from vlmkit.paths import assets_dir
 
 IMAGE_TOKEN = "<|image|>"
 GLOBAL_IMAGE_TOKEN = "<|global_image|>"
@@ -68,9 +68,7 @@ def load_tokenizer(name: str) -> ChatTokenizer:
     Raises:
         ConfigError: The folder is missing or its tokenizer has no ChatML tokens.
     """
-    folder = assets_dir() / "tiny_tokenizer" if name == "tiny" else Path(name).expanduser()
-    if not (folder / "tokenizer.json").is_file():
-        raise ConfigError(f'model.tokenizer={name}: must be "tiny" or a folder that holds tokenizer.json')
+    folder = tokenizer_folder(name)
     hf = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for token in (TURN_START, TURN_END):
         if hf.convert_tokens_to_ids(token) in (None, hf.unk_token_id):

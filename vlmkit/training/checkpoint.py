@@ -50,11 +50,11 @@ class Checkpoints:
         target = self._paths.checkpoint(progress.step)
         if self._ranks.is_main and not target.exists():
             temporary = target.with_name(f".{target.name}.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
             self._write(temporary, progress)
-            _flush_to_disk(temporary)
+            for path in (temporary, *temporary.rglob("*")):
+                _flush_to_disk(path)  # or the rename could overtake the contents
             temporary.rename(target)
-            _flush_to_disk(target.parent, inside=False)
+            _flush_to_disk(target.parent)
         self._ranks.wait()
 
     def resume(self, resume: str, max_steps: int) -> Progress:
@@ -126,11 +126,10 @@ def newest_checkpoint(paths: RunPaths) -> Path | None:
     return found[max(found)] if found else None
 
 
-def _flush_to_disk(folder: Path, inside: bool = True) -> None:
-    """Make sure that a rename never overtakes the contents."""
-    for path in (folder, *(folder.rglob("*") if inside else ())):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _flush_to_disk(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
