@@ -79,9 +79,14 @@ def png(image: Image.Image, **options: object) -> bytes:
 
 
 def command_environment() -> dict[str, str]:
-    """The environment without keys and without GPUs."""
+    """The environment without keys and without GPUs; one thread, as tests run side by side."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "HYDRA_"))}
-    return kept | {"CUDA_VISIBLE_DEVICES": "", "HOME": "/nonexistent", "COLUMNS": "120"}
+    return kept | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "HOME": "/nonexistent",
+        "COLUMNS": "120",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 # A run of seconds: the real command with a smaller model and few steps.

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from vlmkit.config import SCHEMAS, TrainConfig
+from vlmkit.config import SCHEMAS, OptimizerConfig, PackingConfig, TrainConfig, TrainerConfig
 from vlmkit.paths import config_dir
 
 OPTIONS = sorted(path for path in config_dir().glob("*/*.yaml"))
@@ -33,24 +33,25 @@ def test_every_option_composes(path: Path) -> None:
 
 def test_options_were_found() -> None:
     assert {path.parent.name for path in OPTIONS} >= {
-        "model", "dataset", "filter", "packing", "optimizer", "trainer", "logger", "experiment",
+        "model", "dataset", "filter", "packing", "optimizer", "trainer", "logger",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")
 def test_an_option_repeats_no_default(path: Path) -> None:
-    if path.parent.name == "experiment":
-        return
     option = OmegaConf.load(path)
     defaults = option.pop("defaults")
-    _, schema = SCHEMAS[defaults[0]]
+    _, schema = SCHEMAS[defaults[0].partition("@")[0]]
     structured = OmegaConf.structured(schema)
+    if path.read_text().startswith("# @package _global_"):
+        option = option[path.parent.name]
     for key, value in flat(OmegaConf.to_container(option)).items():
         assert OmegaConf.select(structured, key, throw_on_missing=False) != value, f"{path.name}: {key} is the default"
 
 
-def test_without_an_experiment_the_defaults_are_the_reference() -> None:
-    config = composed("~experiment")
+def test_the_defaults_of_trainer_optimizer_and_packing_are_the_reference() -> None:
+    config = composed("trainer=default", "optimizer=adamw", "packing.seq_length=4096")
+    assert PackingConfig().seq_length == 4096
     assert (config.optimizer.lr_projector, config.optimizer.lr_vision, config.optimizer.lr_language) == (
         0.00512, 5e-5, 5e-5,
     )  # fmt: skip
@@ -58,6 +59,14 @@ def test_without_an_experiment_the_defaults_are_the_reference() -> None:
     assert (config.trainer.max_training_steps, config.trainer.batch_size) == (40000, 2)
     assert config.trainer.gradient_accumulation_steps == 8
     assert config.filter.minima == (1, 1, 1, 1)
+
+
+def test_a_dataset_chooses_what_goes_with_it_and_the_command_line_comes_first() -> None:
+    assert composed().trainer.max_training_steps == 2100
+    assert composed().optimizer.lr_projector == 1e-3
+    assert composed("optimizer=adamw").optimizer == OptimizerConfig()
+    assert composed("trainer=default").trainer == TrainerConfig()
+    assert composed("trainer=default", "trainer.batch_size=3").trainer.batch_size == 3
 
 
 def test_the_recommended_filter_is_the_reference_s() -> None:

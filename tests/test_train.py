@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -156,6 +157,35 @@ def test_the_number_of_workers_changes_nothing(whole_run: tuple[Path, str], tmp_
     assert reproducible(metrics(tmp_path / "run")) == reproducible(metrics(whole_run[0]))
 
 
+def test_two_processes_train_like_one(whole_run: tuple[Path, str], tmp_path: Path) -> None:
+    """Half the batch on each of two processes: the same packs in the same steps, the same losses."""
+    batch = int(yaml.safe_load((whole_run[0] / "config.yaml").read_text())["trainer"]["batch_size"])
+    arguments = ["run_dir=run", *QUICK, f"trainer.batch_size={batch // 2}", "dataset.num_workers=0"]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--master-addr=127.0.0.1",
+        f"--master-port={free_port()}",
+        "-m",
+        "vlmkit.train",
+    ]
+    done = subprocess.run(
+        [sys.executable, *launch, *arguments],
+        cwd=tmp_path,
+        env=command_environment() | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in done.stdout
+    two, one = metrics(tmp_path / "run"), metrics(whole_run[0])
+    for key in ("batch_loss", "val_loss", "grad_norm"):
+        expected = [row[key] for row in one if key in row]
+        assert [row[key] for row in two if key in row] == pytest.approx(expected, rel=2e-3)
+
+
 def test_resume_from_a_path_takes_the_weights_and_the_configured_rates(
     whole_run: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -167,6 +197,16 @@ def test_resume_from_a_path_takes_the_weights_and_the_configured_rates(
     assert [row["global_step"] for row in rows] == [9, 10, 11, 12]
     assert rows[0]["batch_loss"] == next(row["batch_loss"] for row in metrics(whole_run[0]) if row["global_step"] == 9)
     assert max(row["lr_vision"] for row in rows) <= 7e-5
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["resume"] == str(start)
+
+
+def test_resume_from_another_path_is_refused_where_a_run_is(whole_run: tuple[Path, str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole_run[0], run)
+    process = start_train(run, f"resume={run / 'checkpoints' / 'step_4'}")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "holds a run that began from scratch: choose another run_dir" in errors
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "trainer_state/optimizer.pt", "trainer_state/progress.json"])
@@ -205,6 +245,13 @@ def start_train(run: Path, *more: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+
+
+def free_port() -> int:
+    """A port that nobody listens on; torch's launcher does not choose one itself for --master-port=0, it hangs."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def wait_for_step(run: Path, step: int) -> None:

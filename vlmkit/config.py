@@ -286,7 +286,7 @@ class TrainerConfig:
     batch_size: int = 2  # packs in a micro-batch of one process
     gradient_accumulation_steps: int = 8  # micro-batches in a step
     eval_interval: int = 500  # steps between two validations; each ends in a checkpoint
-    max_val_batches: int = 64  # micro-batches in one validation, over all processes
+    max_val_batches: int = 64  # micro-batches in one validation on each process
     stats_log_interval: int = 100  # steps between two lines of training_stats
     precision: Precision = Precision.auto
     final_test: bool = True  # if the dataset has a test part: answer its questions at the end

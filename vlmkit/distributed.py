@@ -1,12 +1,15 @@
 """The processes of a run: the only use of accelerate."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, gather_object
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object
 
 from vlmkit.config import Precision
+from vlmkit.errors import UserError
 
 
 class Ranks:
@@ -60,6 +63,26 @@ class Ranks:
     def gather(self, items: list[Any]) -> list[Any]:
         """The lists of all processes, one after the other."""
         return list(gather_object(items)) if self.world_size > 1 else items
+
+    @contextmanager
+    def on_main(self, context: AbstractContextManager[None]) -> Iterator[None]:
+        """Enter a context on the main process alone; if that fails, no process goes on.
+
+        Raises:
+            UserError: The main process's own, on every process: the others would wait for it without end.
+        """
+        error: UserError | None = None
+        with ExitStack() as stack:
+            if self.is_main:
+                try:
+                    stack.enter_context(context)
+                except UserError as caught:
+                    error = caught
+            if self.world_size > 1:
+                [error] = broadcast_object_list([error])
+            if error:
+                raise error
+            yield
 
     def wait(self) -> None:
         """Wait until every process is here."""

@@ -57,8 +57,8 @@ def choose_run_dir(config: TrainConfig, names: dict[str, str], sweep_run_dir: Pa
         return RunPaths(Path(config.run_dir).expanduser().absolute())
     if sweep_run_dir is not None:
         return RunPaths(sweep_run_dir.absolute())
-    start = None if config.resume in ("auto", "never") else config.resume
-    fingerprint = hashlib.sha256(json.dumps([_identity(config), start], sort_keys=True).encode()).hexdigest()[:8]
+    key = json.dumps([_identity(config), _origin(config.resume)], sort_keys=True)
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()[:8]
     return RunPaths(Path("runs", f"{names['dataset']}-{names['model']}-{fingerprint}").absolute())
 
 
@@ -76,32 +76,28 @@ def check_run_dir(paths: RunPaths, config: TrainConfig) -> None:
         raise ConfigError(f"run_dir={paths.root}: cannot write in {existing}")
     if not paths.config.exists():
         return
-    try:
-        there = _flatten(_without_unidentifying(yaml.safe_load(paths.config.read_text())))
-    except (yaml.YAMLError, AttributeError, OSError) as error:
-        raise UserError(
-            f"{paths.config}: not a readable config ({type(error).__name__}); choose another run_dir"
-        ) from error
-    here = _flatten(_identity(config))
+    there_config = _read_config(paths)
+    there, here = _flatten(_without_unidentifying(there_config)), _flatten(_identity(config))
     differing = [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]
     if differing:
         shown = ", ".join(f"{key}={there.get(key)} there, {here.get(key)} here" for key in differing[:3])
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise ConfigError(f"run_dir={paths.root} holds a different config ({shown}{more}): choose another run_dir")
+    begun_from, wanted = _origin(there_config.get("resume", "auto")), _origin(config.resume)
+    if wanted and wanted != begun_from:
+        raise ConfigError(
+            f"resume={config.resume}: run_dir={paths.root} holds a run that began from {begun_from or 'scratch'}: "
+            "choose another run_dir, or resume=auto to go on with that run"
+        )
 
 
 @contextmanager
-def claim(paths: RunPaths, config: TrainConfig, is_main: bool) -> Iterator[None]:
+def claim(paths: RunPaths, config: TrainConfig) -> Iterator[None]:
     """Hold the directory for this run and write its config.yaml; the lock goes with the process, however it ends.
-
-    Only the main process claims; the others do nothing.
 
     Raises:
         UserError: Another run holds the directory.
     """
-    if not is_main:
-        yield
-        return
     paths.root.mkdir(parents=True, exist_ok=True)
     with paths.lock.open("a") as lock:
         try:
@@ -111,9 +107,29 @@ def claim(paths: RunPaths, config: TrainConfig, is_main: bool) -> Iterator[None]
                 f"run_dir={paths.root}: another process trains there now; choose another run_dir"
             ) from error
         check_run_dir(paths, config)  # again: another run may have come and gone since the first look
+        begun_from = _origin(config.resume) or (paths.config.exists() and _origin(_read_config(paths)["resume"]))
+        written = plain_config(config) | {"resume": begun_from or config.resume}
         with whole_file(paths.config) as temporary:
-            temporary.write_text(yaml.safe_dump(plain_config(config), sort_keys=False))
+            temporary.write_text(yaml.safe_dump(written, sort_keys=False))
         yield
+
+
+def _read_config(paths: RunPaths) -> dict[str, Any]:
+    """What config.yaml holds."""
+    try:
+        config = yaml.safe_load(paths.config.read_text())
+    except (yaml.YAMLError, OSError) as error:
+        raise UserError(
+            f"{paths.config}: not a readable config ({type(error).__name__}); choose another run_dir"
+        ) from error
+    if not isinstance(config, dict):
+        raise UserError(f"{paths.config}: not a readable config; choose another run_dir")
+    return config
+
+
+def _origin(resume: str) -> str | None:
+    """The checkpoint that a run begins from, or None if ``resume`` names none."""
+    return None if resume in ("auto", "never") else str(Path(resume).expanduser().absolute())
 
 
 def _identity(config: TrainConfig) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         stop = stack.enter_context(StopSignal())
         ranks = stack.enter_context(Ranks(config.trainer.precision, config.seed))
         screen = Screen(ranks.is_main)
-        stack.enter_context(claim(paths, config, ranks.is_main))
+        stack.enter_context(ranks.on_main(claim(paths, config)))
 
         tokenizer = load_tokenizer(config.model.tokenizer)
         layout = ImageLayout.from_config(config.model)

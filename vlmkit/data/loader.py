@@ -89,8 +89,8 @@ class TrainLoader:
 def validation_batches(
     plan: Plan, samples: Sequence[Sample], encoder: ChatEncoder, shard: Shard, max_batches: int
 ) -> list[Batch]:
-    """This process's share of the held-out micro-batches; the same packs whatever the number of processes."""
-    packs = plan.epoch(0)[: max_batches * shard.batch_size]
+    """This process's share of the held-out packs: ``max_batches`` micro-batches at most."""
+    packs = plan.epoch(0)[: max_batches * shard.batch_size * shard.world_size]
     own = packs[shard.rank :: shard.world_size]
     starts = range(0, len(own), shard.batch_size)
     return [build_batch(own[i : i + shard.batch_size], samples, encoder) for i in starts]

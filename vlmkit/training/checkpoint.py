@@ -104,7 +104,10 @@ class Checkpoints:
             position = Position(**progress["position"])
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnpicklingError, SafetensorError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"{folder}: cannot resume from this checkpoint: {lines[-1].strip()}") from error
+            raise UserError(
+                f"{folder}: cannot resume from this checkpoint: {lines[-1].strip()}; without it the run goes on from "
+                "the one before"
+            ) from error
         wrong = [name for name in [*missing, *unexpected] if name != "lm_head.weight"]
         if wrong:
             raise UserError(f"{folder}: the checkpoint does not fit the configured model: {wrong[0]}")
