@@ -19,8 +19,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def commands() -> list[str]:
-    """Every ``python -m vlmkit.…`` of README.md, without a sweep's -m."""
-    found = re.findall(r"python -m (vlmkit\.[^`|\n]*)", (ROOT / "README.md").read_text())
+    """Every ``-m vlmkit.…`` of README.md, also under torchrun."""
+    found = re.findall(r"-m (vlmkit\.[^`|\n]*)", (ROOT / "README.md").read_text())
     return sorted({command.strip() for command in found})
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -222,6 +223,19 @@ def test_a_damaged_checkpoint_is_named_in_one_line(whole_run: tuple[Path, str], 
     assert len(errors.splitlines()) == 1
 
 
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+    """Stands for a full disk: files may be larger than the weights (2.2 MB) but not than the optimizer's state."""
+    run = tmp_path / "run"
+    process = start_train(run, limit=3_000_000)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert errors.strip() == (
+        f"error: {run}/checkpoints/step_4: cannot write this checkpoint: [Errno 27] File too large; "
+        "the same command goes on from the one before"
+    )
+    assert list((run / "checkpoints").iterdir()) == []
+
+
 def test_a_sweep_has_a_directory_for_each_run(vlmkit: Run, tmp_path: Path) -> None:
     few = [argument for argument in QUICK if "max_training_steps" not in argument]
     done = vlmkit("train", "-m", "filter.relevance_min_rating=1,3", "hydra.sweep.dir=sweep",
@@ -232,8 +246,8 @@ def test_a_sweep_has_a_directory_for_each_run(vlmkit: Run, tmp_path: Path) -> No
     assert sorted(ratings) == [1, 3]
 
 
-def start_train(run: Path, *more: str) -> subprocess.Popen[str]:
-    """Start a quick run in a process group of its own."""
+def start_train(run: Path, *more: str, limit: int = resource.RLIM_INFINITY) -> subprocess.Popen[str]:
+    """Start a quick run in a process group of its own, whose files may have so many bytes."""
     overridden = {argument.split("=")[0] for argument in more}
     quick = [argument for argument in QUICK if argument.split("=")[0] not in overridden]
     return subprocess.Popen(
@@ -244,6 +258,7 @@ def start_train(run: Path, *more: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),
     )
 
 

@@ -5,6 +5,7 @@ Nothing heavy is imported here, so a typo is answered within a second.
 
 import dataclasses
 import difflib
+import errno
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ from vlmkit.errors import UserError
 from vlmkit.paths import config_dir
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk is the user's to put right
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,10 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
             command(OmegaConf.to_object(config), _invocation())
         except (UserError, OmegaConfBaseException) as error:
             leave(error)  # here, as Hydra adds a line of its own to an error that leaves its job
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            leave(error)
 
     wants_traceback = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"  # or Hydra prints errors itself, in many lines, and ends the process

@@ -46,15 +46,27 @@ class Checkpoints:
         self._ranks = ranks
 
     def save(self, progress: Progress) -> None:
-        """Write checkpoints/step_N under a temporary name, then rename it; the main process writes, all wait."""
+        """Write checkpoints/step_N under a temporary name, then rename it; the main process writes, all wait.
+
+        Raises:
+            UserError: It cannot be written; the usual cause is a full disk.
+        """
         target = self._paths.checkpoint(progress.step)
         if self._ranks.is_main and not target.exists():
             temporary = target.with_name(f".{target.name}.tmp")
-            self._write(temporary, progress)
-            for path in (temporary, *temporary.rglob("*")):
-                _flush_to_disk(path)  # or the rename could overtake the contents
-            temporary.rename(target)
-            _flush_to_disk(target.parent)
+            try:
+                self._write(temporary, progress)
+                for path in (temporary, *temporary.rglob("*")):
+                    _flush_to_disk(path)  # or the rename could overtake the contents
+                temporary.rename(target)
+                _flush_to_disk(target.parent)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                shutil.rmtree(temporary, ignore_errors=True)
+                # torch.save reports that it lost its place; what the disk said is the error before.
+                cause = error.__context__ if isinstance(error.__context__, OSError) else error
+                raise UserError(
+                    f"{target}: cannot write this checkpoint: {cause}; the same command goes on from the one before"
+                ) from error
         self._ranks.wait()
 
     def resume(self, resume: str, max_steps: int) -> Progress:
@@ -88,7 +100,8 @@ class Checkpoints:
         self._model.hf.save_pretrained(folder)
         self._tokenizer.save(folder)
         (folder / PROCESSOR).write_text(json.dumps(asdict(self._layout), indent=2) + "\n")
-        torch.save(self._optimizer.state_dict(), state / OPTIMIZER_FILE)
+        with (state / OPTIMIZER_FILE).open("wb") as file:
+            torch.save(self._optimizer.state_dict(), file)
         (state / PROGRESS_FILE).write_text(json.dumps(asdict(progress)) + "\n")
 
     def _load(self, folder: Path) -> Progress:
