@@ -4,10 +4,12 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 from omegaconf import OmegaConf
 from PIL import Image
@@ -21,6 +23,7 @@ from vlmkit.processing.tokenizer import ChatTokenizer, load_tokenizer
 # No deadline, as machines differ; the same examples every time, so that a failure is one everywhere.
 settings.register_profile("vlmkit", deadline=None, derandomize=True)
 settings.load_profile("vlmkit")
+torch.set_num_threads(1)  # as tests run side by side
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -86,6 +89,7 @@ def command_environment() -> dict[str, str]:
         "HOME": "/nonexistent",
         "COLUMNS": "120",
         "OMP_NUM_THREADS": "1",
+        "VLMKIT_CACHE": str(Path(tempfile.gettempdir(), f"vlmkit-test-cache-{os.getuid()}")),  # indexes are keyed
     }
 
 
@@ -95,7 +99,7 @@ QUICK = (
     "model.language.num_layers=1",
     "trainer.max_training_steps=12",
     "trainer.eval_interval=4",
-    "trainer.max_val_batches=1",
+    "trainer.max_val_packs=12",
     "trainer.final_test=false",
     "logger=none",
 )

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from vlmkit.config import SCHEMAS, OptimizerConfig, PackingConfig, TrainConfig, TrainerConfig
+from vlmkit.config import SCHEMAS, AugmentConfig, OptimizerConfig, PackingConfig, TrainConfig, TrainerConfig
 from vlmkit.paths import config_dir
 
 OPTIONS = sorted(path for path in config_dir().glob("*/*.yaml"))
@@ -26,9 +26,17 @@ def composed(*overrides: str) -> TrainConfig:
     return config
 
 
+NEEDED = {
+    "dataset=local": ["dataset.path=data/*.parquet"],
+    "dataset=shards": ["dataset.path=data"],
+    "dataset=mixture": ["+dataset.parts.shapes={dataset: easyvqa, weight: 1}"],
+}
+
+
 @pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")
 def test_every_option_composes(path: Path) -> None:
-    composed(f"{path.parent.name}={path.stem}")
+    option = f"{path.parent.name}={path.stem}"
+    composed(option, *NEEDED.get(option, []))
 
 
 def test_options_were_found() -> None:
@@ -67,6 +75,12 @@ def test_a_dataset_chooses_what_goes_with_it_and_the_command_line_comes_first() 
     assert composed("optimizer=adamw").optimizer == OptimizerConfig()
     assert composed("trainer=default").trainer == TrainerConfig()
     assert composed("trainer=default", "trainer.batch_size=3").trainer.batch_size == 3
+
+
+def test_pictures_are_augmented_only_if_asked_for() -> None:
+    assert composed().dataset.augment == AugmentConfig(color_jitter=0, rotation_degrees=0)
+    asked = composed("dataset.augment.color_jitter=0.1", "dataset.augment.rotation_degrees=5")
+    assert asked.dataset.augment == AugmentConfig(color_jitter=0.1, rotation_degrees=5)
 
 
 def test_the_recommended_filter_is_the_reference_s() -> None:

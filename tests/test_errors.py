@@ -15,6 +15,10 @@ from tests.conftest import QUICK, Run
         (["batch_size=3"], ["batch_size", "unknown key", "trainer"]),
         (["trainer.batchsize=3"], ["trainer.batchsize", "did you mean trainer.batch_size?"]),
         (["model.vision.foo=3"], ["model.vision.foo", "tile_size"]),
+        (["packing=bfd", "packing.pool_size=3"], ["packing.pool_size", "not a key of the chosen packing option"]),
+        (["dataset=local"], ["dataset.path"]),
+        (["dataset=local", "dataset.path=/nowhere/*.parquet"], ["dataset.path=/nowhere/*.parquet", "that are there"]),
+        (["dataset=shards", "dataset.path=/tmp"], ["dataset.path=/tmp", "shard_0"]),
         (["filter.relevance_min_rating=7"], ["filter.relevance_min_rating=7", "1, 2, 3, 4 or 5"]),
         (["filter.formatting_min_rating=0"], ["filter.formatting_min_rating=0", "1, 2, 3, 4 or 5"]),
         (["trainer.batch_size=two"], ["trainer.batch_size=two", "Integer"]),
@@ -31,6 +35,15 @@ from tests.conftest import QUICK, Run
         (["packing.seq_length="], ["packing.seq_length"]),
         (["seed=[1"], ["seed=[1"]),
         (["--cfg", "jobb"], ["jobb"]),
+        (["dataset=mixture"], ["dataset.parts={}", "at least one"]),
+        (
+            ["dataset=mixture", "dataset.parts.a={dataset: easyvqa, weight: 1}"],
+            ["dataset.parts", "+dataset.parts.NAME"],
+        ),
+        (["dataset=mixture", "+dataset.parts.a={dataset: easyvqq, weight: 1}"], ["dataset.parts.a.dataset", "easyvqa"]),
+        (["dataset=mixture", "+dataset.parts.a={dataset: easyvqa}"], ["dataset.parts.a.weight"]),
+        (["dataset=local", "dataset.path=/nowhere/*.tar"], ["dataset.path=/nowhere/*.tar", "files that are there"]),
+        (["dataset.path=/nowhere"], ["dataset.path", "not a key of the chosen dataset option"]),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_heavy_is_imported(

@@ -96,7 +96,14 @@ def test_the_same_command_again_does_nothing_more(whole_run: tuple[Path, str], t
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_and_the_same_command_goes_on(
     whole_run: tuple[Path, str], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -129,6 +136,7 @@ def test_kill_9_loses_no_more_than_what_came_after_the_last_checkpoint(
     first.communicate()
 
 
+@pytest.mark.slow
 def test_two_runs_cannot_share_a_directory(tmp_path: Path) -> None:
     run = tmp_path / "run"
     endless = ("trainer.max_training_steps=100000", "trainer.eval_interval=100000")
@@ -152,6 +160,7 @@ def test_resume_never_refuses_a_run_with_checkpoints(whole_run: tuple[Path, str]
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing(whole_run: tuple[Path, str], tmp_path: Path) -> None:
     process = start_train(tmp_path / "run", "dataset.num_workers=0")
     process.communicate(timeout=120)
@@ -210,7 +219,14 @@ def test_resume_from_another_path_is_refused_where_a_run_is(whole_run: tuple[Pat
     assert "holds a run that began from scratch: choose another run_dir" in errors
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "trainer_state/optimizer.pt", "trainer_state/progress.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "trainer_state/optimizer.pt",
+        pytest.param("model.safetensors", marks=pytest.mark.slow),
+        pytest.param("trainer_state/progress.json", marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_checkpoint_is_named_in_one_line(whole_run: tuple[Path, str], tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole_run[0], run)
@@ -223,6 +239,7 @@ def test_a_damaged_checkpoint_is_named_in_one_line(whole_run: tuple[Path, str], 
     assert len(errors.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
     """Stands for a full disk: files may be larger than the weights (2.2 MB) but not than the optimizer's state."""
     run = tmp_path / "run"

@@ -4,15 +4,17 @@ One dataclass per config group. Defaults are those of the reference system (nano
 conf/ hold what differs. Below the entry point the whole program sees these classes and never omegaconf.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vlmkit.errors import ConfigError
-from vlmkit.paths import assets_dir
+from vlmkit.paths import assets_dir, config_dir
 
 
 def require(condition: bool, key: str, value: object, rule: str) -> None:
@@ -171,25 +173,144 @@ def tokenizer_folder(name: str) -> Path:
 
 
 @dataclass(kw_only=True, slots=True)
+class AugmentConfig:
+    """Random changes of training pictures before tiling, drawn anew each epoch; all 0: pictures stay as they are."""
+
+    color_jitter: float = 0.0  # brightness, contrast and saturation are each multiplied by 1 - x to 1 + x
+    rotation_degrees: float = 0.0  # turned by up to so much either way; the size stays
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        group = "dataset.augment"
+        require(0 <= self.color_jitter <= 1, f"{group}.color_jitter", self.color_jitter, "between 0 and 1")
+        degrees = self.rotation_degrees
+        require(0 <= degrees <= 180, f"{group}.rotation_degrees", degrees, "between 0 and 180")
+
+
+@dataclass(kw_only=True, slots=True)
 class DatasetConfig:
     """What every dataset has. A dataset is a subclass of its own, chosen by the group option."""
 
-    val_size: int = 50000  # samples held out of training for the validation loss
+    streaming: bool = False  # True: read in the order of the files, no index; False: any row by number, planned
+    val_size: int = 50000  # samples held out of training for the validation loss, whatever their ratings
     max_images_per_example: int = 4  # a sample with more pictures is left out
     max_sample_length: int | None = None  # tokens; a longer sample is left out; null: packing.seq_length
     turns_per_visit: int | None = None  # so many turns of a sample, drawn anew each epoch; null: all, in order
+    max_bad_share: float = 0.1  # of the samples may be unreadable; above it the run stops
     num_workers: int = 1  # loader processes of each rank; 0: load in the training process
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # of training pictures; off by default
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         require_positive("dataset", self, "max_images_per_example", "max_sample_length", "turns_per_visit")
         require(self.val_size >= 0, "dataset.val_size", self.val_size, "0 or more")
         require(self.num_workers >= 0, "dataset.num_workers", self.num_workers, "0 or more")
+        share = self.max_bad_share
+        require(0 <= share <= 1, "dataset.max_bad_share", share, "between 0 and 1")
 
 
 @dataclass(kw_only=True, slots=True)
 class EasyVQAConfig(DatasetConfig):
     """Pictures of one coloured shape from the PyPI package easy-vqa: real, small, offline."""
+
+
+@dataclass(kw_only=True, slots=True)
+class HubConfig(DatasetConfig):
+    """A repository of parquet files in FineVision's schema on the Hugging Face hub."""
+
+    streaming: bool = True
+    repo: str = "HuggingFaceM4/FineVision"
+    subsets: list[str] = field(default_factory=lambda: ["default"])  # or [all]
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        """Check that something is named."""
+        DatasetConfig.__post_init__(self)
+        require(bool(self.subsets), "dataset.subsets", self.subsets, "a list of subsets, or [all]")
+
+
+@dataclass(kw_only=True, slots=True)
+class LocalConfig(DatasetConfig):
+    """Files in FineVision's schema on this machine."""
+
+    path: str = MISSING  # a file, a folder or a glob: parquet, webdataset tar, or a save_to_disk folder
+
+
+@dataclass(kw_only=True, slots=True)
+class ShardsConfig(DatasetConfig):
+    """Folders shard_0, shard_1, … that save_to_disk wrote; a broken one is skipped and named."""
+
+    path: str = MISSING  # the folder with the shards
+
+
+@dataclass(frozen=True, slots=True)
+class MixturePart:
+    """One dataset of a mixture."""
+
+    dataset: DatasetConfig
+    weight: float  # its share of the samples, against the weights of the other parts
+
+
+@dataclass(kw_only=True, slots=True)
+class MixtureConfig(DatasetConfig):
+    """Several datasets, each with its share of the samples."""
+
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # name: {dataset: OPTION, weight: W, its own keys}
+
+    def __post_init__(self) -> None:
+        """Check every part."""
+        DatasetConfig.__post_init__(self)
+        rule = "at least one, as in +dataset.parts.NAME={dataset: easyvqa, weight: 1}"
+        require(bool(self.typed_parts), "dataset.parts", self.parts, rule)
+
+    @property
+    def typed_parts(self) -> dict[str, MixturePart]:
+        """The parts, by name, each streamed if the mixture is."""
+        return {name: self._typed(f"dataset.parts.{name}", part) for name, part in self.parts.items()}
+
+    def _typed(self, key: str, part: dict[str, Any]) -> MixturePart:
+        option, weight = part.get("dataset"), part.get("weight")
+        own_keys = {name: value for name, value in part.items() if name not in ("dataset", "weight")}
+        options = mixable_options()
+        require(
+            isinstance(option, str) and option in options,
+            f"{key}.dataset",
+            option,
+            f"one of {', '.join(sorted(options))}",
+        )
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        require(number and 0 < weight < math.inf, f"{key}.weight", weight, "a number above 0")  # type: ignore[operator]
+        for name in own_keys.keys() & SHARED_DATASET_KEYS:
+            require(False, f"{key}.{name}", own_keys[name], f"set for the whole mixture: dataset.{name}")
+        schema, values = options[str(option)]
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(schema), values, own_keys, {"streaming": self.streaming})
+            return MixturePart(OmegaConf.to_object(merged), float(weight))  # type: ignore[arg-type]
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key}.{error.full_key}: {str(error).splitlines()[0]}") from error
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("dataset.", f"{key}.", 1)) from error
+
+
+SHARED_DATASET_KEYS = frozenset(each.name for each in fields(DatasetConfig))
+
+
+def mixable_options() -> dict[str, tuple[type[DatasetConfig], dict[str, Any]]]:
+    """The options of the group dataset that can be parts of a mixture: class and own keys, from their yaml files.
+
+    What such a file says of the whole run (its model, ``val_size``) is left to the mixture.
+    """
+    found = {}
+    for path in (config_dir() / "dataset").glob("*.yaml"):
+        option = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(option, dict)
+        [schema, *_] = option["defaults"]
+        _, cls = SCHEMAS[schema.partition("@")[0]]
+        if cls is not MixtureConfig:
+            own = {each.name for each in fields(cls)} - SHARED_DATASET_KEYS
+            values = option.get("dataset", option)
+            found[path.stem] = cls, {key: value for key, value in values.items() if key in own}
+    return found
 
 
 @dataclass(kw_only=True, slots=True)
@@ -221,23 +342,45 @@ class PackingConfig:
 
     seq_length: int = 4096  # tokens in a pack
     max_images_per_knapsack: int = 18  # pictures in a pack
+    max_tiles_per_knapsack: int | None = None  # tiles in a pack; null: no limit
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require_positive("packing", self, "seq_length", "max_images_per_knapsack")
+        require_positive("packing", self, "seq_length", "max_images_per_knapsack", "max_tiles_per_knapsack")
 
 
 @dataclass(kw_only=True, slots=True)
 class KnapsackConfig(PackingConfig):
     """The oldest waiting sample, and the best subset of the others that fills up its pack."""
 
-    max_tiles_per_knapsack: int | None = None  # tiles in a pack; null: no limit
     pool_size: int = 64  # waiting samples to choose from
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         PackingConfig.__post_init__(self)
-        require_positive("packing", self, "max_tiles_per_knapsack", "pool_size")
+        require_positive("packing", self, "pool_size")
+
+
+@dataclass(kw_only=True, slots=True)
+class BestFitConfig(PackingConfig):
+    """All samples of an epoch at once, the largest first, each into the pack that it fits best."""
+
+
+@dataclass(kw_only=True, slots=True)
+class NoPackingConfig(PackingConfig):
+    """One sample in a sequence; the shorter ones of a micro-batch are padded on the left."""
+
+
+@dataclass(kw_only=True, slots=True)
+class GreedyConfig(PackingConfig):
+    """The reference's packer, a baseline: it spreads a buffer of samples over more packs than they need."""
+
+    buffer_packs: int = 8  # tokens in the buffer, in packs; the reference has four times its batch size of 2
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        PackingConfig.__post_init__(self)
+        require_positive("packing", self, "buffer_packs")
 
 
 # ---- training ------------------------------------------------------------------------------------------
@@ -286,7 +429,7 @@ class TrainerConfig:
     batch_size: int = 2  # packs in a micro-batch of one process
     gradient_accumulation_steps: int = 8  # micro-batches in a step
     eval_interval: int = 500  # steps between two validations; each ends in a checkpoint
-    max_val_batches: int = 64  # micro-batches in one validation on each process
+    max_val_packs: int = 128  # packs in one validation, over all processes; the reference's 64 batches of 2
     stats_log_interval: int = 100  # steps between two lines of training_stats
     precision: Precision = Precision.auto
     final_test: bool = True  # if the dataset has a test part: answer its questions at the end
@@ -300,7 +443,7 @@ class TrainerConfig:
             "batch_size",
             "gradient_accumulation_steps",
             "eval_interval",
-            "max_val_batches",
+            "max_val_packs",
             "stats_log_interval",
         )
 
@@ -360,13 +503,39 @@ class TrainConfig:
         return self.dataset.max_sample_length or self.packing.seq_length
 
 
+# ---- looking at data -----------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True)
+class InspectConfig(TrainConfig):
+    """A look at the data of a training run: its config, and how much to show."""
+
+    samples: int = 12  # drawn on the page
+    out: str | None = None  # the page; null: runs/inspect/DATASET.html, in a sweep one in each job's directory
+    max_rows: int = 1000  # read of each streamed source and held in memory; what is not streamed is measured whole
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        TrainConfig.__post_init__(self)
+        require(self.samples >= 0, "samples", self.samples, "0 or more")
+        require(self.max_rows > 0, "max_rows", self.max_rows, "above 0")
+
+
 # Name of the schema in the config store → (its group, its class). An option's yaml names its schema in its defaults.
 SCHEMAS: dict[str, tuple[str | None, type[Any]]] = {
     "train_schema": (None, TrainConfig),
+    "inspect_schema": (None, InspectConfig),
     "model_schema": ("model", ModelConfig),
     "easyvqa_schema": ("dataset", EasyVQAConfig),
+    "hub_schema": ("dataset", HubConfig),
+    "local_schema": ("dataset", LocalConfig),
+    "shards_schema": ("dataset", ShardsConfig),
+    "mixture_schema": ("dataset", MixtureConfig),
     "filter_schema": ("filter", FilterConfig),
     "knapsack_schema": ("packing", KnapsackConfig),
+    "bfd_schema": ("packing", BestFitConfig),
+    "greedy_schema": ("packing", GreedyConfig),
+    "none_schema": ("packing", NoPackingConfig),
     "optimizer_schema": ("optimizer", OptimizerConfig),
     "trainer_schema": ("trainer", TrainerConfig),
     "logger_schema": ("logger", LoggerConfig),

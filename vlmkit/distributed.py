@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object
 
 from vlmkit.config import Precision
-from vlmkit.errors import UserError
 
 
 class Ranks:
@@ -54,11 +53,16 @@ class Ranks:
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over all processes, in float64."""
+        return [sum(each) for each in zip(*self.collect(*values), strict=True)]
+
+    def collect(self, *values: float) -> list[list[float]]:
+        """The values of every process, in the order of the processes, in float64."""
         if self.world_size == 1:
-            return list(values)
+            return [list(values)]
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(tensor)
-        return list(tensor.tolist())
+        received = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        torch.distributed.all_gather(received, tensor)
+        return [list(each.tolist()) for each in received]
 
     def gather(self, items: list[Any]) -> list[Any]:
         """The lists of all processes, one after the other."""
@@ -69,14 +73,14 @@ class Ranks:
         """Enter a context on the main process alone; if that fails, no process goes on.
 
         Raises:
-            UserError: The main process's own, on every process: the others would wait for it without end.
+            Exception: The main process's own, on every process: the others would wait for it without end.
         """
-        error: UserError | None = None
+        error: Exception | None = None
         with ExitStack() as stack:
             if self.is_main:
                 try:
                     stack.enter_context(context)
-                except UserError as caught:
+                except Exception as caught:
                     error = caught
             if self.world_size > 1:
                 [error] = broadcast_object_list([error])

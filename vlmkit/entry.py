@@ -27,6 +27,7 @@ from vlmkit.errors import UserError
 from vlmkit.paths import config_dir
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+FREE_KEYS = {"dataset.parts": "{dataset: easyvqa, weight: 1}"}  # whose own keys the user names; an example of a value
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk is the user's to put right
 
 
@@ -35,6 +36,7 @@ class Invocation:
     """How the command was called, besides its config."""
 
     choices: dict[str, str]  # option chosen for each group
+    overrides: tuple[str, ...]  # what the command line sets
     sweep_run_dir: Path | None  # directory of this job, if it is one of a sweep
 
 
@@ -49,7 +51,7 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
     def leave(error: Exception) -> NoReturn:
         if wants_traceback:
             raise error
-        sys.exit(f"error: {explain(error, sys.argv[1:])}")
+        sys.exit(f"error: {explain(error, config_name, sys.argv[1:])}")
 
     def job(config: DictConfig) -> None:
         try:
@@ -74,7 +76,7 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
             os.environ.pop(FULL_ERROR, None)
 
 
-def explain(error: Exception, arguments: list[str]) -> str:
+def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
     """One line that names the key and the valid choices."""
     if isinstance(error, UserError):
         return str(error)
@@ -83,7 +85,7 @@ def explain(error: Exception, arguments: list[str]) -> str:
         options = [name for name in error.options or [] if not name.endswith("_schema")]
         return f"{group}={option}: no such option; choose from {', '.join(sorted(options))}"
     if match := re.match(r"Could not override '([^']+)'", str(error)):
-        return _unknown_key(match[1])
+        return _unknown_key(match[1], config_name)
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
     reason = str(cause).strip().splitlines()[0]
     if override := getattr(cause, "override", None):
@@ -93,20 +95,26 @@ def explain(error: Exception, arguments: list[str]) -> str:
     return f"{given}: {reason}" if given else reason
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_key(key: str, config_name: str) -> str:
     group, _, name = key.rpartition(".")
-    valid = _valid_keys(group)
+    valid = _valid_keys(group, config_name)
     if not valid and group:
-        return _unknown_key(group)
+        return _unknown_key(group, config_name)
+    if name in valid:
+        if key in FREE_KEYS:
+            return f"{key}: has no such part yet; add one with + in front: '+{key}.NAME={FREE_KEYS[key]}'"
+        return f"{key}: not a key of the chosen {group} option; other options have it"
     close = difflib.get_close_matches(name, valid, n=1)
     hint = f"did you mean {group + '.' if group else ''}{close[0]}? " if close else ""
     where = f"{group} has" if group else "the keys are"
     return f"{key}: unknown key; {hint}{where} {', '.join(valid)}"
 
 
-def _valid_keys(group: str) -> list[str]:
-    """Fields of a group, of all its variants; of the whole config for "" (without what no schema knows)."""
-    classes = [cls for schema_group, cls in SCHEMAS.values() if (schema_group or "") == group.split(".")[0]]
+def _valid_keys(group: str, config_name: str) -> list[str]:
+    """Fields of a group, of all its variants; of the command's whole config for "" (without what no schema knows)."""
+    _, whole = SCHEMAS[f"{config_name}_schema"]
+    of_group = [cls for schema_group, cls in SCHEMAS.values() if schema_group == group.split(".")[0]]
+    classes = of_group if group else [whole]
     for part in group.split(".")[1:]:
         nested = [field.type for cls in classes for field in dataclasses.fields(cls) if field.name == part]
         classes = [cls for cls in nested if isinstance(cls, type) and dataclasses.is_dataclass(cls)]
@@ -124,4 +132,4 @@ def _invocation() -> Invocation:
     sweep_run_dir = None
     if runtime.mode is RunMode.MULTIRUN:
         sweep_run_dir = Path(runtime.sweep.dir, runtime.sweep.subdir)
-    return Invocation(dict(runtime.runtime.choices), sweep_run_dir)
+    return Invocation(dict(runtime.runtime.choices), tuple(runtime.overrides.task), sweep_run_dir)

@@ -14,3 +14,17 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """Data that cannot be used; the message names the source and the sample."""
+
+
+class BadSampleError(DataError):
+    """One sample that cannot be learnt from: it is skipped, counted under its reason and named in the log."""
+
+    def __init__(self, reason: str, name: str, detail: str = "") -> None:
+        super().__init__(f"{name}: {reason}: {detail}" if detail else f"{name}: {reason}")
+        self.reason = reason  # one of a few, so that they can be counted
+        self.name = name  # source and row
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type["BadSampleError"], tuple[str, str, str]]:
+        """Made again from its parts after it has travelled from a worker."""
+        return type(self), (self.reason, self.name, self.detail)

@@ -1,5 +1,6 @@
 """Every file name of a run, once, and the way to write a file that matters."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,11 @@ class RunPaths:
     def metrics(self) -> Path:
         """One JSON object a line, one line a step at least."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def bad_samples(self) -> Path:
+        """One JSON object for each sample that could not be read."""
+        return self.root / "bad_samples.jsonl"
 
     @property
     def lock(self) -> Path:
@@ -84,3 +90,33 @@ def whole_file(path: Path) -> Iterator[Path]:
 def assets_dir() -> Path:
     """The folder of the data that ships with vlmkit."""
     return Path(__file__).resolve().parent / "assets"
+
+
+def cache_dir() -> Path:
+    """Where indexes are kept: VLMKIT_CACHE, or the user's cache folder. It may be read-only, or not be there."""
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return Path(os.environ.get("VLMKIT_CACHE", user_cache / "vlmkit"))
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be put into a folder, which is made if it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+@contextmanager
+def held_lock(path: Path, wait: bool) -> Iterator[None]:
+    """Hold a lock file; the lock goes with the process, however it ends.
+
+    Raises:
+        BlockingIOError: Another process holds it, and ``wait`` is False.
+        OSError: It cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as lock:
+        # Not flock: loader workers would inherit it.
+        fcntl.lockf(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield

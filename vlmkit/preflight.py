@@ -3,10 +3,11 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from vlmkit.config import EasyVQAConfig, TrainConfig, WandbMode, tokenizer_folder
+from vlmkit.config import TrainConfig, WandbMode, tokenizer_folder
 from vlmkit.errors import ConfigError
+from vlmkit.local_files import check_files, uses_easyvqa
 from vlmkit.paths import TRAINER_STATE, RunPaths
-from vlmkit.run_directory import check_run_dir
+from vlmkit.run_directory import check_run_dir, require_writable
 from vlmkit.tracking.sinks import has_wandb_key
 
 
@@ -16,16 +17,36 @@ def check_training(config: TrainConfig, paths: RunPaths) -> None:
     Raises:
         UserError: Something is missing or does not fit; the message names the key and the way out.
     """
-    if isinstance(config.dataset, EasyVQAConfig):
-        require_package("easy_vqa", "easy-vqa", "dataset=easyvqa")
+    check_data(config)
     if config.logger.wandb is not WandbMode.disabled:
         require_package("wandb", "wandb", f"logger.wandb={config.logger.wandb.value}")
     if config.logger.wandb is WandbMode.online and not has_wandb_key():
         raise ConfigError("logger.wandb=online: needs an API key: set WANDB_API_KEY or use logger.wandb=offline")
-    tokenizer_folder(config.model.tokenizer)
-    if config.resume not in ("auto", "never") and not (Path(config.resume).expanduser() / TRAINER_STATE).is_dir():
+    begun = any(paths.checkpoints.glob("step_*"))  # then the run goes on from its own, wherever it began
+    named = config.resume not in ("auto", "never")
+    if named and not begun and not (Path(config.resume).expanduser() / TRAINER_STATE).is_dir():
         raise ConfigError(f"resume={config.resume}: must be auto, never, or a folder checkpoints/step_N of a run")
     check_run_dir(paths, config)
+
+
+def check_inspection(config: TrainConfig, page: Path) -> None:
+    """Check packages, named files and the place of the page.
+
+    Raises:
+        UserError: Something is missing or does not fit; the message names the key and the way out.
+    """
+    check_data(config)
+    if page.is_dir():
+        raise ConfigError(f"out={page}: must be a file, not a directory")
+    require_writable(page.parent, f"out={page}")
+
+
+def check_data(config: TrainConfig) -> None:
+    """Check what reading the data needs: the files that the dataset names, its packages, the tokenizer."""
+    check_files(config.dataset)
+    if uses_easyvqa(config.dataset):
+        require_package("easy_vqa", "easy-vqa", "dataset=easyvqa")
+    tokenizer_folder(config.model.tokenizer)
 
 
 def require_package(module: str, package: str, key: str) -> None:

@@ -1,11 +1,10 @@
 """Which directory a run lives in, and that it holds no other run."""
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -15,7 +14,7 @@ import yaml
 
 from vlmkit.config import TrainConfig
 from vlmkit.errors import ConfigError, UserError
-from vlmkit.paths import RunPaths, whole_file
+from vlmkit.paths import RunPaths, held_lock, whole_file
 
 # Where a run lives and how it is watched: a run can go on with other values of these.
 NOT_IDENTITY = (
@@ -25,6 +24,20 @@ NOT_IDENTITY = (
     "trainer.stats_log_interval",
     "trainer.final_test",
     "dataset.num_workers",
+    "dataset.max_bad_share",
+    "trainer.eval_interval",
+    "trainer.max_val_packs",
+)
+# A step may be split in other ways over processes and micro-batches; its packs must stay as many (see data_keys).
+SPLIT_OF_A_STEP = ("trainer.batch_size", "trainer.gradient_accumulation_steps")
+# All that decides the order of samples; the version goes up when the code makes another order of the same.
+ORDER_VERSION = 1
+DATA_GROUPS = ("seed", "dataset", "filter", "packing")
+DATA_KEYS_OF_MODEL = (
+    "model.image",
+    "model.vision.tile_size",
+    "model.vision.patch_size",
+    "model.pixel_shuffle_factor",
 )
 
 
@@ -57,7 +70,7 @@ def choose_run_dir(config: TrainConfig, names: dict[str, str], sweep_run_dir: Pa
         return RunPaths(Path(config.run_dir).expanduser().absolute())
     if sweep_run_dir is not None:
         return RunPaths(sweep_run_dir.absolute())
-    key = json.dumps([_identity(config), _origin(config.resume)], sort_keys=True)
+    key = json.dumps([_flat(plain_config(config), NOT_IDENTITY), _origin(config.resume)], sort_keys=True)
     fingerprint = hashlib.sha256(key.encode()).hexdigest()[:8]
     return RunPaths(Path("runs", f"{names['dataset']}-{names['model']}-{fingerprint}").absolute())
 
@@ -71,13 +84,11 @@ def check_run_dir(paths: RunPaths, config: TrainConfig) -> None:
     """
     if paths.root.exists() and not paths.root.is_dir():
         raise ConfigError(f"run_dir={paths.root}: must be a directory, not a file")
-    existing = next(folder for folder in (paths.root, *paths.root.parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ConfigError(f"run_dir={paths.root}: cannot write in {existing}")
+    require_writable(paths.root, f"run_dir={paths.root}")
     if not paths.config.exists():
         return
     there_config = _read_config(paths)
-    there, here = _flatten(_without_unidentifying(there_config)), _flatten(_identity(config))
+    there, here = (_flat(each, NOT_IDENTITY + SPLIT_OF_A_STEP) for each in (there_config, plain_config(config)))
     differing = [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]
     if differing:
         shown = ", ".join(f"{key}={there.get(key)} there, {here.get(key)} here" for key in differing[:3])
@@ -91,6 +102,13 @@ def check_run_dir(paths: RunPaths, config: TrainConfig) -> None:
         )
 
 
+def require_writable(folder: Path, setting: str) -> None:
+    """Raise ConfigError unless the folder, or the nearest one above it that is there, can be written in."""
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"{setting}: cannot write in {existing}")
+
+
 @contextmanager
 def claim(paths: RunPaths, config: TrainConfig) -> Iterator[None]:
     """Hold the directory for this run and write its config.yaml; the lock goes with the process, however it ends.
@@ -98,14 +116,15 @@ def claim(paths: RunPaths, config: TrainConfig) -> Iterator[None]:
     Raises:
         UserError: Another run holds the directory.
     """
-    paths.root.mkdir(parents=True, exist_ok=True)
-    with paths.lock.open("a") as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: loader workers would inherit it
-        except OSError as error:
+            stack.enter_context(held_lock(paths.lock, wait=False))
+        except BlockingIOError as error:
             raise UserError(
                 f"run_dir={paths.root}: another process trains there now; choose another run_dir"
             ) from error
+        except OSError as error:
+            raise UserError(f"run_dir={paths.root}: cannot be held: {error}; choose another run_dir") from error
         check_run_dir(paths, config)  # again: another run may have come and gone since the first look
         begun_from = _origin(config.resume) or (paths.config.exists() and _origin(_read_config(paths)["resume"]))
         written = plain_config(config) | {"resume": begun_from or config.resume}
@@ -132,25 +151,34 @@ def _origin(resume: str) -> str | None:
     return None if resume in ("auto", "never") else str(Path(resume).expanduser().absolute())
 
 
-def _identity(config: TrainConfig) -> dict[str, Any]:
-    return _without_unidentifying(plain_config(config))
+def data_keys(config: TrainConfig, packs_per_step: int, contents: Mapping[str, object]) -> dict[str, Any]:
+    """What a place in the data depends on, flat: it means nothing where one of these is another.
 
-
-def _without_unidentifying(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: {name: inner for name, inner in value.items() if f"{key}.{name}" not in NOT_IDENTITY}
-        if isinstance(value, dict)
-        else value
-        for key, value in config.items()
-        if key not in NOT_IDENTITY
+    Args:
+        config: The run's config.
+        packs_per_step: Over all processes.
+        contents: What is in the files that the config names, wherever they lie.
+    """
+    kept = {
+        key: value
+        for key, value in _flat(plain_config(config), NOT_IDENTITY).items()
+        if key.partition(".")[0] in DATA_GROUPS or key.startswith(DATA_KEYS_OF_MODEL)
     }
+    named = [key for key in kept if key.endswith(".path")]  # the same files may lie elsewhere
+    for key in named:
+        del kept[key]
+    return kept | {"packs in a step": packs_per_step, "version of the order": ORDER_VERSION, **contents}
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(config: dict[str, Any], without: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """Dotted key → value, for all keys but some."""
     flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+    for name, value in config.items():
+        key = prefix + name
+        if key in without:
+            continue
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, without, f"{key}.")
         else:
-            flat[prefix + key] = value
+            flat[key] = value
     return flat

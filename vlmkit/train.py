@@ -12,7 +12,7 @@ import signal
 import sys
 from contextlib import ExitStack
 
-from vlmkit import entry
+from vlmkit import entry, run_directory
 from vlmkit.config import TrainConfig
 from vlmkit.paths import RunPaths
 from vlmkit.preflight import check_training
@@ -38,7 +38,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
     from vlmkit.tracking.provenance import record_start
     from vlmkit.tracking.quiet import quiet_libraries
     from vlmkit.tracking.sinks import build_tracker
-    from vlmkit.training.callbacks import LogMetrics, SaveCheckpoints, ShowProgress, Validate
+    from vlmkit.training.callbacks import LogMetrics, SaveCheckpoints, ShowProgress, Validate, WatchBadSamples
     from vlmkit.training.checkpoint import Checkpoints
     from vlmkit.training.loop import Callback, Trainer, run_steps
     from vlmkit.training.optim import build_optimizer
@@ -57,10 +57,11 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         encoder = ChatEncoder(tokenizer, layout)
         model = PackedVLM(build_model(config.model, tokenizer), layout)
         data = build_training_data(config, encoder, ranks.rank, ranks.world_size, screen.watch("measuring samples"))
+        data_keys = run_directory.data_keys(config, data.packs_per_step, data.contents(tokenizer))
         trainer = Trainer(model, build_optimizer(model.hf, config.optimizer), config.optimizer, total, ranks)
-        checkpoints = Checkpoints(paths, model, tokenizer, layout, trainer.optimizer, ranks)
+        checkpoints = Checkpoints(paths, model, tokenizer, layout, trainer.optimizer, ranks, data_keys)
         checkpoints.remove_half_written()
-        start = checkpoints.resume(config.resume, total)
+        start = checkpoints.resume(config.resume, total, data.start)
         tracker = stack.enter_context(
             build_tracker(config.logger, paths, plain_config(config), start.step, ranks.is_main)
         )
@@ -68,25 +69,34 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
             record_start(paths, start.step, ranks.world_size, str(ranks.device))
         screen.banner("vlmkit.train", describe_run(config, paths, model, data, start, ranks))
 
+        known_bad = data.bad if ranks.is_main else ()
+        bad_samples = WatchBadSamples(paths.bad_samples, config.dataset.max_bad_share, known_bad, start.step)
         with StepBar(screen, total, start.step, config.trainer.stats_log_interval) as bar:
             callbacks: list[Callback] = [
-                LogMetrics(tracker, config.trainer.stats_log_interval, data.filtered_ratio),
+                LogMetrics(tracker, screen, config, data.counts),
+                bad_samples,
                 ShowProgress(bar, total),
-                Validate(model, data.val_batches, interval, total, tracker, screen, ranks),
+                Validate(model, data.validation, interval, total, tracker, screen, ranks),
                 SaveCheckpoints(checkpoints.save, interval, total),
             ]
-            end = run_steps(trainer, data.loader.steps_from(start.position), start, callbacks, stop, ranks)
+            end = run_steps(trainer, data.steps_from(start.position), start, callbacks, stop, ranks)
         if start.step < end.step < total:
             checkpoints.save(end)
-        if end.step == total and config.trainer.final_test and data.dataset.test:
+        if end.step == total and config.trainer.final_test and data.test:
             result = load_test(paths, total) if start.step == total else None
-            if result is None and (result := run_test(model, encoder, data.dataset, total, ranks, screen, stop)):
+            if result is None and (
+                result := run_test(model, encoder, data.test, data.rows(), total, ranks, screen, stop)
+            ):
                 tracker.log(total, result.metrics)
                 if ranks.is_main:
                     save_test(paths, result)
             if result:
                 screen.say(str(result))
         stopped = stop.reached_any(ranks)
+        for file in data.skipped:
+            screen.say(f"skipped     {file}")
+        if met := bad_samples.describe():
+            screen.say(f"bad samples {met}")
         screen.say(last_words(paths, end, total, stopped))
     if stopped:
         sys.exit(128 + (stop.received or signal.SIGTERM))

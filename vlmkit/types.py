@@ -12,17 +12,22 @@ from pathlib import Path
 import torch
 
 from vlmkit.config import RATING_AXES
+from vlmkit.errors import BadSampleError
 
 IGNORED_LABEL = -100
 
 
+Ratings = tuple[int | None, ...]  # of one turn, 1 to 5 or None, in the order of RATING_AXES
+UNRATED: Ratings = (None,) * len(RATING_AXES)
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One question and its answer, with its ratings (1 to 5, or None) in the order of RATING_AXES."""
+    """One question and its answer, with its ratings."""
 
     user: str
     assistant: str
-    ratings: tuple[int | None, ...] = (None,) * len(RATING_AXES)
+    ratings: Ratings = UNRATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One micro-batch of packs, padded on the right.
+    """One micro-batch of packs, padded to the longest.
 
     Samples of a pack are told apart by ``segment_ids``: 0, 1, … in order, -1 for padding.
     """
@@ -59,6 +64,8 @@ class Batch:
     tiles: torch.Tensor  # uint8 [I, H, W, 3], in the order of their tokens
     num_samples: int
     num_images: int
+    bad: tuple[BadSampleError, ...] = ()  # samples that were to be in it and could not be read
+    lateness: int = 0  # places that the most delayed sample comes after its turn
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on a device."""

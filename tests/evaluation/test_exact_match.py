@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlmkit.config import EasyVQAConfig, ModelConfig, Precision
-from vlmkit.data.sources import Dataset, build_dataset
+from vlmkit.config import ModelConfig, Precision
+from vlmkit.data.sources import read_easyvqa, read_easyvqa_test
 from vlmkit.distributed import Ranks
 from vlmkit.evaluation.exact_match import load_test, question_only_exact_match, run_test, save_test
 from vlmkit.interrupt import StopSignal
@@ -17,26 +17,23 @@ from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.tokenizer import ChatTokenizer
 from vlmkit.tracking.console import Screen
 
-
-@pytest.fixture(scope="module")
-def dataset() -> Dataset:
-    return build_dataset(EasyVQAConfig(val_size=200), seed=0)
+TRAIN, TEST = read_easyvqa("train"), read_easyvqa_test()
 
 
-def test_the_question_only_baseline_of_easyvqa_is_67_percent(dataset: Dataset) -> None:
-    assert question_only_exact_match([*dataset.train, *dataset.val], dataset.test) == pytest.approx(0.6700, abs=5e-5)
+def test_the_question_only_baseline_of_easyvqa_is_67_percent() -> None:
+    assert question_only_exact_match(TRAIN, TEST) == pytest.approx(0.6700, abs=5e-5)
 
 
 def test_a_model_is_asked_every_question_and_its_answers_are_kept(
-    dataset: Dataset, tiny_model_config: ModelConfig, tokenizer: ChatTokenizer, encoder: ChatEncoder, tmp_path: Path
+    tiny_model_config: ModelConfig, tokenizer: ChatTokenizer, encoder: ChatEncoder, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     model = PackedVLM(build_model(tiny_model_config, tokenizer), encoder.layout)
-    few = replace(dataset, test=dataset.test[:20])
+    few = TEST[:20]
     ranks = Ranks(Precision.fp32, seed=0)
-    result = run_test(model, encoder, few, 3, ranks, Screen(is_main=False), StopSignal())
+    result = run_test(model, encoder, few, TRAIN, 3, ranks, Screen(is_main=False), StopSignal())
     assert result is not None
-    assert [answer.question for answer in result.answered] == [question.text for question in few.test]
+    assert [answer.question for answer in result.answered] == [question.text for question in few]
     right = [answer.answer in answer.right_answers for answer in result.answered]
     assert result.exact_match == sum(right) / 20
     paths = RunPaths(tmp_path)
@@ -48,11 +45,11 @@ def test_a_model_is_asked_every_question_and_its_answers_are_kept(
 
 
 def test_a_signal_leaves_the_test_unfinished(
-    dataset: Dataset, tiny_model_config: ModelConfig, tokenizer: ChatTokenizer, encoder: ChatEncoder
+    tiny_model_config: ModelConfig, tokenizer: ChatTokenizer, encoder: ChatEncoder
 ) -> None:
     import signal
 
     model = PackedVLM(build_model(tiny_model_config, tokenizer), encoder.layout)
     with StopSignal() as stop:
         signal.raise_signal(signal.SIGUSR2)
-        assert run_test(model, encoder, dataset, 3, Ranks(Precision.fp32, 0), Screen(False), stop) is None
+        assert run_test(model, encoder, TEST, TRAIN, 3, Ranks(Precision.fp32, 0), Screen(False), stop) is None

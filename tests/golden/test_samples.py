@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from vlmkit.config import RATING_AXES, FilterConfig
 from vlmkit.data.ratings import kept_turns
-from vlmkit.data.sources import sample_from_row
+from vlmkit.data.rows import sample_from_row
 from vlmkit.model.loss import shift_labels
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.images import ImageLayout, cut_tiles, load_image
@@ -43,8 +42,7 @@ def case_id(case: dict[str, Any]) -> str:
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_a_sample_is_what_nanovlm_makes_of_it(case: dict[str, Any]) -> None:
     sample = samples()[case["sample"]]
-    minima = {f"{axis}_min_rating": rating for axis, rating in zip(RATING_AXES, case["min_ratings"], strict=True)}
-    kept = kept_turns(sample.turns, FilterConfig(**minima))
+    kept = kept_turns([turn.ratings for turn in sample.turns], case["min_ratings"])
     assert case["result"] == ("ok" if kept else "filtered")
     if not kept:
         return

@@ -7,12 +7,11 @@ from PIL import Image
 
 from tests.conftest import png
 from vlmkit.config import ModelConfig
-from vlmkit.data.plan import Pack, Visit
-from vlmkit.data.worker import build_batch
+from vlmkit.data.worker import Loaded, build_batch
 from vlmkit.model.build import build_model
 from vlmkit.model.packed import PackedVLM
 from vlmkit.processing.chat import ChatEncoder
-from vlmkit.processing.images import ImageLayout, image_size
+from vlmkit.processing.images import ImageLayout
 from vlmkit.processing.tokenizer import ChatTokenizer
 from vlmkit.types import Batch, Sample, Turn
 
@@ -38,14 +37,7 @@ SAMPLES = [
 
 def batch_of(encoder: ChatEncoder, *packs: list[int]) -> Batch:
     """A batch whose rows are packs of these samples, all turns."""
-    visits = [tuple(Visit(number, tuple(range(len(SAMPLES[number].turns)))) for number in pack) for pack in packs]
-    lengths = [sum(length_of(encoder, SAMPLES[number]) for number in pack) for pack in packs]
-    return build_batch([Pack(*pack) for pack in zip(visits, lengths, strict=True)], SAMPLES, encoder)
-
-
-def length_of(encoder: ChatEncoder, sample: Sample) -> int:
-    grids = [encoder.layout.grid(*image_size(image, sample.name)) for image in sample.images]
-    return len(encoder.encode_sample(sample.turns, grids).input_ids)
+    return build_batch([[Loaded(SAMPLES[number], ()) for number in pack] for pack in packs], encoder)
 
 
 @settings(max_examples=25)
@@ -90,6 +82,16 @@ def test_a_black_picture_counts(model: PackedVLM, encoder: ChatEncoder) -> None:
     assert len(batch.tiles) == 2
     with torch.no_grad():
         assert torch.isfinite(model(batch))
+
+
+def test_a_batch_without_pictures_still_gives_every_part_a_gradient(
+    tiny_model_config: ModelConfig, tokenizer: ChatTokenizer, layout: ImageLayout, encoder: ChatEncoder
+) -> None:
+    """Or processes that have pictures would wait without end for those that have none."""
+    model = PackedVLM(build_model(tiny_model_config, tokenizer), layout)
+    model(batch_of(encoder, [1])).backward()
+    seeing = [*model.hf.model.vision_model.parameters(), *model.hf.model.connector.parameters()]
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in seeing)
 
 
 def test_tokens_and_features_that_disagree_are_an_error(model: PackedVLM, encoder: ChatEncoder) -> None:

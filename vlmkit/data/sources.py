@@ -1,19 +1,42 @@
-"""Datasets, each read into the one sample schema of FineVision.
+"""Where rows come from: one function for each dataset option, read by number or as files that stream.
 
-A row is ``{"images": [...], "texts": [{"user": …, "assistant": …}, …]}`` with, optionally, one list of ratings for
-each axis (``relevance_ratings``, …), an entry per turn. ``sample_from_row`` is the only door from rows to samples.
+A ``Source`` has either ``rows`` (all of them, by number: an index can be made and the order planned) or ``files``
+(read one group at a time: nothing but names is known in advance).
 """
 
+import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from glob import escape
+from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from vlmkit.config import RATING_AXES, DatasetConfig, EasyVQAConfig
-from vlmkit.data.order import keyed_permutation
-from vlmkit.errors import ConfigError
-from vlmkit.types import Sample, Turn
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, get_dataset_config_names, load_dataset, load_dataset_builder
+
+from vlmkit.config import DatasetConfig, EasyVQAConfig, HubConfig, LocalConfig, MixtureConfig, ShardsConfig
+from vlmkit.data.files import (
+    ArrowFile,
+    ArrowRows,
+    JoinedRows,
+    ParquetFile,
+    RowFile,
+    RowsFile,
+    TarFile,
+    open_saved,
+)
+from vlmkit.data.rows import Row, read_row, sample_from_row
+from vlmkit.errors import ConfigError, DataError
+from vlmkit.local_files import find_files, find_shards
+from vlmkit.paths import cache_dir, is_writable
+from vlmkit.types import Sample
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,50 +49,229 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
-    """Samples to train on, samples held out of training, and, if the dataset has one, its test."""
+class Source:
+    """The rows of one dataset."""
 
     name: str
-    train: Sequence[Sample]
-    val: Sequence[Sample]
-    test: Sequence[Question] = ()
+    rows: Sequence[Row] | None = None  # by number; None if streamed
+    files: Sequence[RowFile] = ()  # if streamed
+    folder: Path | None = None  # where the paths of pictures lead from
+    weight: float | None = None  # share in a mixture; None: as large as it is
+    fingerprint: str = ""  # changes if the files may have changed: place, size and time of each
+    contents: str = ""  # the same for a copy of the files elsewhere: name and size of each
+    skipped: tuple[str, ...] = ()  # files that cannot be read, each with the reason
+    test: Sequence[Question] = field(default=(), repr=False)
+
+    def all_rows(self) -> Iterator[Row]:
+        """Every row once, in the order of the files."""
+        yield from self.rows or ()
+        for file in self.files:
+            opened = file.open()
+            for number, size in enumerate(opened.group_sizes):
+                group = opened.group(number)
+                yield from (group.row(row) for row in range(size))
+
+    def sample(self, row: int) -> Sample:
+        """The sample of a row, if rows have numbers.
+
+        Raises:
+            BadSampleError: There is none.
+        """
+        assert self.rows is not None
+        name = f"{self.name}/{row}"
+        return sample_from_row(read_row(self.rows.__getitem__, row, name), name, self.folder)
 
 
-def build_dataset(config: DatasetConfig, seed: int) -> Dataset:
-    """Read the dataset that the config names.
+def build_sources(config: DatasetConfig) -> list[Source]:
+    """The sources that the config names: the parts of a mixture, else one.
 
     Raises:
-        ConfigError: More samples are to be held out than there are.
+        ConfigError: The config names nothing that is there.
     """
+    if not isinstance(config, MixtureConfig):
+        return [_build_source(config, "dataset")]
+    return [
+        _build_source(part.dataset, f"dataset.parts.{name}", name, part.weight)
+        for name, part in config.typed_parts.items()
+    ]
+
+
+def _build_source(config: DatasetConfig, key: str, name: str | None = None, weight: float | None = None) -> Source:
+    streaming = config.streaming
     match config:
         case EasyVQAConfig():
-            name, samples, test = "easyvqa", read_easyvqa("train"), read_easyvqa_test()
+            rows = read_easyvqa("train")
+            files = [RowsFile("train", rows)]
+            return Source(
+                name or "easyvqa",
+                None if streaming else rows,
+                files if streaming else (),
+                weight=weight,
+                fingerprint=_fingerprint(version("easy-vqa"), len(rows)),
+                contents=_fingerprint(version("easy-vqa"), len(rows)),
+                test=read_easyvqa_test(),
+            )
+        case ShardsConfig():
+            return _read_shards(config, key, name or "shards", weight)
+        case LocalConfig():
+            return _read_local(config, key, name or "local", weight)
+        case HubConfig():
+            return _read_hub(config, key, name or config.repo.rsplit("/", 1)[-1], weight)
         case _:
             raise AssertionError(f"no reader for {type(config).__name__}")
-    if config.val_size >= len(samples):
-        raise ConfigError(f"dataset.val_size={config.val_size}: must be below the {len(samples)} samples of {name}")
-    order = keyed_permutation(len(samples), seed)
-    train, val = order[config.val_size :], order[: config.val_size]
-    return Dataset(name, [samples[i] for i in sorted(train)], [samples[i] for i in sorted(val)], test)
 
 
-def sample_from_row(row: dict[str, Any], name: str) -> Sample:
-    """A sample of a row in FineVision's schema; ratings that are missing, as a list or singly, are None."""
-    unrated = [None] * len(row["texts"])
-    ratings = zip(*(row.get(f"{axis}_ratings") or unrated for axis in RATING_AXES), strict=True)
-    turns = (
-        Turn(text["user"], text["assistant"], of_turn) for text, of_turn in zip(row["texts"], ratings, strict=True)
+# ---- folders and files on this machine -----------------------------------------------------------------
+
+
+def _read_shards(config: ShardsConfig, key: str, name: str, weight: float | None) -> Source:
+    """Folders that ``save_to_disk`` wrote; broken ones are skipped and named."""
+    whole, skipped = _readable(find_shards(config.path, key), open_saved, f"{key}.path={config.path}")
+    return Source(
+        name,
+        None if config.streaming else JoinedRows([ArrowRows(dataset) for dataset in whole.values()]),
+        [ArrowFile(folder) for folder in whole] if config.streaming else (),
+        folder=Path(config.path).expanduser(),
+        weight=weight,
+        fingerprint=_fingerprint([_stamp(folder) for folder in whole]),
+        contents=_fingerprint([_name_and_size(folder) for folder in whole]),
+        skipped=skipped,
     )
-    return Sample(name, tuple(row["images"] or ()), tuple(turns))
 
 
-def read_easyvqa(part: str) -> list[Sample]:
-    """One sample per picture of the PyPI package easy-vqa, its questions as turns; part is train or test."""
+def _read_local(config: LocalConfig, key: str, name: str, weight: float | None) -> Source:
+    """Parquet files, webdataset tars, or a folder written by ``save_to_disk``; broken files are skipped and named."""
+    paths = find_files(config.path, key)
+    folder = paths[0] if paths[0].is_dir() else paths[0].parent
+    if config.streaming:  # what is broken is met, skipped and named on the way
+        files = [_row_file(path) for path in paths]
+        contents = _fingerprint([_name_and_size(path) for path in paths])
+        return Source(name, files=files, folder=folder, weight=weight, contents=contents)
+    shown = f"{key}.path={config.path}"
+    rows: Sequence[Row]
+    match paths[0].suffix:
+        case ".parquet":
+            schemas, skipped = _readable(paths, _read_schema, shown)
+            whole = list(schemas)
+            rows = _load_parquet(schemas)
+        case ".tar":
+            tars, skipped = _readable(paths, lambda path: TarFile(path).rows(), shown)
+            whole = list(tars)
+            rows = JoinedRows(list(tars.values()))
+        case _:
+            whole, skipped = paths, ()
+            rows = ArrowRows(open_saved(paths[0]))
+    return Source(
+        name,
+        rows,
+        folder=folder,
+        weight=weight,
+        fingerprint=_fingerprint([_stamp(path) for path in whole]),
+        contents=_fingerprint([_name_and_size(path) for path in whole]),
+        skipped=skipped,
+    )
+
+
+def _row_file(path: Path) -> RowFile:
+    match path.suffix:
+        case ".parquet":
+            return ParquetFile(str(path))
+        case ".tar":
+            return TarFile(path)
+        case _:
+            return ArrowFile(path)
+
+
+def _readable(paths: Sequence[Path], read: Callable[[Path], T], shown: str) -> tuple[dict[Path, T], tuple[str, ...]]:
+    """What is read of each file, and why the others cannot be read.
+
+    Raises:
+        ConfigError: None can.
+    """
+    whole, skipped = {}, []
+    for path in paths:
+        try:
+            whole[path] = read(path)
+        except DataError as error:
+            skipped.append(str(error))
+    if not whole:
+        raise ConfigError(f"{shown}: none of {len(paths)} can be read: {skipped[0]}")
+    return whole, tuple(skipped)
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """Changes with the contents: place, size and time of a file, or of what is in a folder."""
+    _, size = _name_and_size(path)
+    return str(path.resolve()), size, max(file.stat().st_mtime_ns for file in [path, *_inside(path)])
+
+
+def _name_and_size(path: Path) -> tuple[str, int]:
+    """Of a file, or of a folder with what is in it."""
+    return path.name, sum(file.stat().st_size for file in _inside(path) or [path])
+
+
+def _inside(path: Path) -> list[Path]:
+    return list(path.iterdir()) if path.is_dir() else []
+
+
+def _read_schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot read the parquet file: {error}") from error
+
+
+def _load_parquet(schemas: dict[Path, pa.Schema]) -> Sequence[Row]:
+    """Parquet files as Arrow files in our cache: any row can be read by itself. Without a cache they are in memory."""
+    cache = cache_dir()
+    if not is_writable(cache):
+        return JoinedRows([ArrowRows(Dataset(pq.read_table(path))) for path in schemas])
+    alike = groupby(schemas, key=lambda path: schemas[path])  # one load takes files with the same columns
+    groups = [[escape(str(path)) for path in paths] for _, paths in alike]
+    options = {"split": "train", "cache_dir": str(cache / "datasets")}
+    return JoinedRows([ArrowRows(load_dataset("parquet", data_files=paths, **options)) for paths in groups])
+
+
+# ---- the hub -------------------------------------------------------------------------------------------
+
+
+def _read_hub(config: HubConfig, key: str, name: str, weight: float | None) -> Source:
+    """Subsets of a repository of parquet files on the Hugging Face hub; of a folder laid out like one, too."""
+    try:
+        subsets = get_dataset_config_names(config.repo) if config.subsets == ["all"] else config.subsets
+        if config.streaming:
+            urls = [url for subset in subsets for url in _parquet_urls(config, subset)]
+            return Source(name, files=[ParquetFile(url) for url in urls], weight=weight, contents=_fingerprint(urls))
+        parts = [load_dataset(config.repo, subset, split=config.split) for subset in subsets]
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{key}.repo={config.repo}: {reason}; offline, use dataset=local") from error
+    rows = JoinedRows([ArrowRows(part) for part in parts])
+    fingerprint = _fingerprint([part._fingerprint for part in parts])
+    return Source(name, rows, weight=weight, fingerprint=fingerprint, contents=fingerprint)
+
+
+def _parquet_urls(config: HubConfig, subset: str) -> list[str]:
+    """Where the files of a subset's split are."""
+    files = load_dataset_builder(config.repo, subset).config.data_files
+    if config.split not in files:
+        raise ValueError(f"{subset} has no split {config.split}, but {', '.join(files)}")
+    urls = [str(url) for url in files[config.split]]
+    if not all(url.endswith(".parquet") for url in urls):
+        raise ValueError(f"{subset} has other files than parquet, which do not stream: dataset.streaming=false")
+    return urls
+
+
+# ---- easy-VQA ------------------------------------------------------------------------------------------
+
+
+def read_easyvqa(part: str) -> list[Row]:
+    """One row per picture of the PyPI package easy-vqa, its questions as turns; part is train or test."""
     rows: dict[int, dict[str, Any]] = defaultdict(lambda: {"images": [], "texts": []})
     for picture, path, question, answer in _easyvqa_questions(part):
         rows[picture]["images"] = [path]
         rows[picture]["texts"].append({"user": question, "assistant": answer})
-    return [sample_from_row(rows[picture], f"easyvqa-{part}/{picture}") for picture in sorted(rows)]
+    return [rows[picture] for picture in sorted(rows)]
 
 
 def read_easyvqa_test() -> list[Question]:
@@ -84,3 +286,7 @@ def _easyvqa_questions(part: str) -> list[tuple[int, Path, str, str]]:
     questions = easy_vqa.get_train_questions() if part == "train" else easy_vqa.get_test_questions()
     paths = easy_vqa.get_train_image_paths() if part == "train" else easy_vqa.get_test_image_paths()
     return [(picture, Path(paths[picture]), text, answer) for text, answer, picture in zip(*questions, strict=True)]
+
+
+def _fingerprint(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

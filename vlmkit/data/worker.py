@@ -1,51 +1,144 @@
-"""What a loader process does: a few packs of ids → one Batch. It keeps no state between two calls."""
+"""What a loader process does with packs: samples → one Batch. It keeps no state between two calls."""
 
+import signal
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
+from PIL import Image
+from torch.nn.functional import pad
+from torch.utils.data import get_worker_info
 
-from vlmkit.data.plan import Pack
+from vlmkit.data.augment import Augmentation
+from vlmkit.errors import BadSampleError
 from vlmkit.processing.chat import ChatEncoder
-from vlmkit.processing.images import cut_tiles, load_image
+from vlmkit.processing.images import ImageLayout, load_image, write_tiles
 from vlmkit.types import IGNORED_LABEL, Batch, Encoded, Sample
 
 
-def build_batch(packs: Sequence[Pack], samples: Sequence[Sample], encoder: ChatEncoder) -> Batch:
-    """Decode, tile and encode the samples of some packs; the shorter packs are padded on the right."""
-    length = max(pack.tokens for pack in packs)
-    shape = (len(packs), length)
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A sample with the turns that this visit of it has, pictures still encoded; or why there is none."""
+
+    sample: Sample | BadSampleError
+    key: tuple[int, ...]  # of this visit: epoch, source and place; decides the random changes of its pictures
+    encoded: Encoded | None = None  # if it has been measured already
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    encoded: Encoded
+    pictures: list[Image.Image]  # decoded
+
+
+def build_batch(
+    packs: Sequence[Sequence[Loaded]],
+    encoder: ChatEncoder,
+    augmentation: Augmentation | None = None,
+    pad_left: bool = False,
+) -> Batch:
+    """Decode, augment, tile and encode the samples of some packs; the shorter packs are padded.
+
+    A sample that cannot be read leaves its place empty, and is named in the batch.
+    """
+    bad: list[BadSampleError] = []
+    prepared: list[list[_Prepared]] = []
+    for pack in packs:
+        prepared.append([])
+        for loaded in pack:
+            try:
+                prepared[-1].append(_prepare(loaded, encoder, augmentation))
+            except BadSampleError as error:
+                bad.append(error)
+    lengths = [sum(len(one.encoded.input_ids) for one in together) for together in prepared]
+    shape = (len(packs), max([*lengths, 1]))
     input_ids = torch.full(shape, encoder.tokenizer.pad_id)
     labels = torch.full(shape, IGNORED_LABEL)
-    position_ids = torch.arange(length).repeat(len(packs), 1)
+    position_ids = torch.arange(shape[1]).repeat(len(packs), 1)
     segment_ids = torch.full(shape, -1)
-    tiles: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
-    num_images = 0
-    for row, pack in enumerate(packs):
-        start = 0
-        for segment, visit in enumerate(pack.visits):
-            sample = samples[visit.sample]
-            pictures = [load_image(image, sample.name) for image in sample.images]
-            grids = [encoder.layout.grid(*picture.size) for picture in pictures]
-            encoded = encoder.encode_sample([sample.turns[turn] for turn in visit.turns], grids)
-            end = start + len(encoded.input_ids)
-            _write(encoded, input_ids[row, start:end], labels[row, start:end])
+    for row, together in enumerate(prepared):
+        start = shape[1] - lengths[row] if pad_left else 0
+        for segment, one in enumerate(together):
+            end = start + len(one.encoded.input_ids)
+            _write(one.encoded, input_ids[row, start:end], labels[row, start:end])
             position_ids[row, start:end] = torch.arange(end - start)
             segment_ids[row, start:end] = segment
-            tiles += [cut_tiles(picture, encoder.layout) for picture in pictures]
-            num_images += len(pictures)
             start = end
-        assert start == pack.tokens, f"{pack}: planned {pack.tokens} tokens, encoded {start}"
-    side = encoder.layout.tile_size
+    pictures = [picture for together in prepared for one in together for picture in one.pictures]
     return Batch(
         input_ids=input_ids,
         labels=labels,
         position_ids=position_ids,
         segment_ids=segment_ids,
-        tiles=torch.from_numpy(np.concatenate(tiles) if tiles else np.empty((0, side, side, 3), np.uint8)),
-        num_samples=sum(len(pack.visits) for pack in packs),
-        num_images=num_images,
+        tiles=_cut(pictures, encoder.layout),
+        num_samples=sum(map(len, prepared)),
+        num_images=len(pictures),
+        bad=tuple(bad),
     )
+
+
+def join_batches(parts: Sequence[Batch], pad_id: int, pad_left: bool) -> Batch:
+    """One micro-batch of several that were made apart, their packs in order."""
+    if len(parts) == 1:
+        return parts[0]
+    length = max(part.input_ids.shape[1] for part in parts)
+
+    def padded(name: str, value: int) -> torch.Tensor:
+        tensors = [getattr(part, name) for part in parts]
+        missing = [length - tensor.shape[1] for tensor in tensors]
+        sides = [(count, 0) if pad_left else (0, count) for count in missing]
+        return torch.cat([pad(tensor, side, value=value) for tensor, side in zip(tensors, sides, strict=True)])
+
+    return Batch(
+        input_ids=padded("input_ids", pad_id),
+        labels=padded("labels", IGNORED_LABEL),
+        position_ids=padded("position_ids", 0),
+        segment_ids=padded("segment_ids", -1),
+        tiles=torch.cat([part.tiles for part in parts]),
+        num_samples=sum(part.num_samples for part in parts),
+        num_images=sum(part.num_images for part in parts),
+        bad=tuple(error for part in parts for error in part.bad),
+        lateness=max(part.lateness for part in parts),
+    )
+
+
+def ignore_signals(_worker: int) -> None:
+    """Leave signals to the training process, also those sent to the whole group: it saves, then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _prepare(loaded: Loaded, encoder: ChatEncoder, augmentation: Augmentation | None) -> _Prepared:
+    """Ids, labels and decoded pictures of a sample.
+
+    Raises:
+        BadSampleError: It cannot be read.
+    """
+    if isinstance(loaded.sample, BadSampleError):
+        raise loaded.sample
+    sample = loaded.sample
+    pictures = [load_image(image, sample.name) for image in sample.images]
+    if augmentation:
+        pictures = [augmentation.apply(picture, loaded.key, number) for number, picture in enumerate(pictures)]
+    encoded = loaded.encoded
+    if encoded is None:
+        encoded = encoder.encode_sample(sample.turns, [encoder.layout.grid(*picture.size) for picture in pictures])
+    return _Prepared(encoded, pictures)
+
+
+def _cut(pictures: Sequence[Image.Image], layout: ImageLayout) -> torch.Tensor:
+    """The tiles of pictures, one after the other: uint8 [I, H, W, 3].
+
+    A loader process writes them where the training process can read them; elsewhere they would be copied there.
+    """
+    counts = [layout.grid(*picture.size).num_tiles for picture in pictures]
+    shape = (sum(counts), layout.tile_size, layout.tile_size, 3)
+    tiles = torch.empty(shape, dtype=torch.uint8)
+    if pictures and get_worker_info():
+        tiles = tiles.new(torch.UntypedStorage._new_shared(tiles.nbytes)).view(shape)
+    for picture, place in zip(pictures, tiles.split(counts), strict=True):
+        write_tiles(picture, layout, place.numpy())
+    return tiles
 
 
 def _write(encoded: Encoded, input_ids_T: torch.Tensor, labels_T: torch.Tensor) -> None:

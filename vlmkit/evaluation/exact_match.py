@@ -8,12 +8,12 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 
 import numpy as np
 import torch
 
-from vlmkit.data.sources import Dataset, Question
+from vlmkit.data.rows import Row
+from vlmkit.data.sources import Question
 from vlmkit.distributed import Ranks
 from vlmkit.interrupt import StopSignal
 from vlmkit.model.packed import PackedVLM
@@ -21,7 +21,6 @@ from vlmkit.paths import RunPaths, whole_file
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.images import cut_tiles, load_image
 from vlmkit.tracking.console import Screen
-from vlmkit.types import Sample
 
 QUESTIONS_AT_ONCE = 256
 SPARE_TOKENS = 4  # an answer may be so much longer than the longest right one before it is cut off
@@ -63,7 +62,8 @@ class TestResult:
 def run_test(
     model: PackedVLM,
     encoder: ChatEncoder,
-    dataset: Dataset,
+    test: Sequence[Question],
+    train: Iterable[Row],
     step: int,
     ranks: Ranks,
     screen: Screen,
@@ -71,11 +71,21 @@ def run_test(
 ) -> TestResult | None:
     """Answer the test questions of a dataset, each process its share.
 
+    Args:
+        model: Answers.
+        encoder: Of the model's tokenizer and layout.
+        test: The questions.
+        train: The rows that the answers from the question alone are taken from.
+        step: Training steps that the model has behind it.
+        ranks: The processes.
+        screen: Shows progress.
+        stop: A signal leaves the test unfinished.
+
     Returns:
         The result on every process; None if a signal came before all questions were answered.
     """
-    longest = max(len(encoder.tokenizer.encode_text(text)) for question in dataset.test for text in question.answers)
-    own = dataset.test[ranks.rank :: ranks.world_size]
+    longest = max(len(encoder.tokenizer.encode_text(text)) for question in test for text in question.answers)
+    own = test[ranks.rank :: ranks.world_size]
     groups = [own[i : i + QUESTIONS_AT_ONCE] for i in range(0, len(own), QUESTIONS_AT_ONCE)]
     answered: list[Answered] = []
     model.eval()
@@ -91,7 +101,7 @@ def run_test(
         global_step=step,
         n=len(answered),
         exact_match=sum(answer.correct for answer in answered) / len(answered),
-        question_only=question_only_exact_match(chain(dataset.train, dataset.val), dataset.test),
+        question_only=question_only_exact_match(train, test),
         answered=tuple(answered),
     )
 
@@ -111,17 +121,17 @@ def answer_questions(
     return [_check(question, answer.strip()) for question, answer in zip(questions, answers, strict=True)]
 
 
-def question_only_exact_match(train: Iterable[Sample], questions: Sequence[Question]) -> float:
+def question_only_exact_match(train: Iterable[Row], questions: Sequence[Question]) -> float:
     """Exact match of answering each question with the most frequent training answer to the same text.
 
     A text that training does not have gets the most frequent answer of all; ties go to the answer met first.
     """
     by_text: dict[str, Counter[str]] = defaultdict(Counter)
     overall: Counter[str] = Counter()
-    for sample in train:
-        for turn in sample.turns:
-            by_text[turn.user][turn.assistant] += 1
-            overall[turn.assistant] += 1
+    for row in train:
+        for text in row["texts"]:
+            by_text[text["user"]][text["assistant"]] += 1
+            overall[text["assistant"]] += 1
     guesses = (by_text.get(question.text, overall).most_common(1)[0][0] for question in questions)
     return sum(guess in question.answers for guess, question in zip(guesses, questions, strict=True)) / len(questions)
 

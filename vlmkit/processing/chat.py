@@ -52,6 +52,11 @@ class ChatEncoder:
         """Tokens that pictures add to the first question."""
         return len(self._message("user", "", grids)) - len(self._message("user", ""))
 
+    def picture_label_length(self, num_pictures: int) -> int:
+        """Tokens that number the pictures of a sample: what several add beyond what each adds alone."""
+        grid = TileGrid(1, 1)
+        return self.picture_length([grid] * num_pictures) - num_pictures * self.picture_length([grid])
+
     def _message(self, role: str, content: str, grids: Sequence[TileGrid] = ()) -> list[int]:
         """``<|im_start|>role\\n`` pictures ``content<|im_end|>\\n``; several pictures are numbered."""
         encode = self.tokenizer.encode_text

@@ -7,18 +7,34 @@ tiles, and the whole picture squeezed into one tile goes first: 9 (3) tiles.
 """
 
 import io
-import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base as ExifTag
+from torch.nn.functional import interpolate
 
 from vlmkit.config import ModelConfig
-from vlmkit.errors import DataError
+from vlmkit.errors import BadSampleError
 
 MAX_PIXELS = 64_000_000  # a larger picture is refused before it is decoded
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # all that PIL may try: no scripts, documents or videos
+UNREADABLE = "cannot read the picture"
+TRANSPOSE = {  # EXIF orientation → what turns the picture upright; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +54,17 @@ class ImageLayout:
         return cls(tile_size=model.vision.tile_size, tokens_per_tile=model.tokens_per_tile, **asdict(model.image))
 
     def grid(self, width: int, height: int) -> "TileGrid":
-        """Rows and columns of tiles of a picture of this size in pixels."""
+        """Rows and columns of tiles of a picture of this size in pixels, both sides at least 1.
+
+        In whole numbers: in floating point, as in the reference, a side that comes to exactly k tiles can come to
+        k + 1 (25 x 25 pixels at 8 tiles of 224: 8 x 9), which is more than there are row tokens.
+        """
         tile = self.tile_size
-        long_side = max(width, height)
-        rounded_up = math.ceil(long_side / tile) * tile
-        target_long = self.max_img_size if self.resize_to_max_side_len else min(self.max_img_size, rounded_up)
-        scale = target_long / long_side
-        long_tiles = target_long // tile
-        short_tiles = max(math.ceil(min(width, height) * scale / tile), 1)
+        long_side, short_side = max(width, height), min(width, height)
+        long_tiles = self.max_img_size // tile
+        if not self.resize_to_max_side_len:
+            long_tiles = min(long_tiles, _ceil_div(long_side, tile))
+        short_tiles = _ceil_div(short_side * long_tiles, long_side)
         return TileGrid(long_tiles, short_tiles) if height > width else TileGrid(short_tiles, long_tiles)
 
 
@@ -63,59 +82,119 @@ class TileGrid:
         return cells if cells == 1 else cells + 1
 
 
-def open_image(source: Path | bytes, name: str) -> Image.Image:
-    """Open an encoded picture without decoding it; its size is known, its pixels are not.
-
-    Raises:
-        DataError: It is no picture, or has more than MAX_PIXELS.
-    """
-    try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: cannot open the picture: {error}") from error
-    if image.width * image.height > MAX_PIXELS:
-        image.close()
-        raise DataError(f"{name}: picture of {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read")
-    return image
-
-
 def image_size(source: Path | bytes, name: str) -> tuple[int, int]:
     """Width and height in pixels as the picture is seen, without decoding it.
 
     Raises:
-        DataError: It is no picture, or has more than MAX_PIXELS.
+        BadSampleError: It is no picture, or has more than MAX_PIXELS.
     """
-    with open_image(source, name) as image:
-        # A PNG without an EXIF chunk would be decoded to the end in search of one.
-        known = image.format != "PNG" or "exif" in image.info
-        try:
-            turned = known and image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the sides
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"{name}: cannot read the picture: {error}") from error
-        return (image.height, image.width) if turned else (image.width, image.height)
+    with _opened(source, name) as image:
+        return _seen_size(image, _orientation(image))
 
 
 def load_image(source: Path | bytes, name: str) -> Image.Image:
-    """Decode a picture to RGB, turned as its EXIF orientation says."""
-    with open_image(source, name) as image:
-        try:
-            return ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"{name}: cannot decode the picture: {error}") from error
+    """Decode a picture (the first of an animation) to RGB, turned as its EXIF orientation says.
+
+    Its size is that of ``image_size``. Transparency is dropped, as in the reference.
+
+    Raises:
+        BadSampleError: It is no picture, is damaged, or has more than MAX_PIXELS.
+    """
+    with _opened(source, name) as image:
+        orientation = _orientation(image)  # before decoding, which may come upon another one behind the pixels
+        size = _seen_size(image, orientation)
+        image.load()
+        rgb = _to_rgb(image)
+        upright = rgb.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else rgb
+        if upright.size != size:
+            raise ValueError(f"the header says {size} pixels, decoded are {upright.size}")
+        return upright
 
 
 def cut_tiles(image: Image.Image, layout: ImageLayout) -> NDArray[np.uint8]:
-    """Resize a picture to whole tiles and cut it, the global tile first, then row by row.
+    """Resize an RGB picture to whole tiles and cut it, the global tile first, then row by row.
 
     Returns:
         uint8 [num_tiles, tile_size, tile_size, 3]
     """
+    tile = layout.tile_size
+    tiles = np.empty((layout.grid(*image.size).num_tiles, tile, tile, 3), np.uint8)
+    write_tiles(image, layout, tiles)
+    return tiles
+
+
+def write_tiles(image: Image.Image, layout: ImageLayout, tiles: NDArray[np.uint8]) -> None:
+    """As ``cut_tiles``, into an array that is there."""
     grid, tile = layout.grid(*image.size), layout.tile_size
-    resized = image.resize((grid.cols * tile, grid.rows * tile), Image.Resampling.BICUBIC)
-    cells = np.asarray(resized).reshape(grid.rows, tile, grid.cols, tile, 3).swapaxes(1, 2)
-    cells = cells.reshape(-1, tile, tile, 3)
-    if len(cells) == 1:
-        return cells
-    # From the resized picture and bilinear, as in the reference.
-    whole = np.asarray(resized.resize((tile, tile), Image.Resampling.BILINEAR))
-    return np.concatenate([whole[None], cells])
+    pixels = np.array(image)  # not asarray: torch warns of memory that it may not write to
+    resized = _resize(pixels, grid.rows * tile, grid.cols * tile, "bicubic")
+    cells = resized.reshape(grid.rows, tile, grid.cols, tile, 3).swapaxes(1, 2)
+    tiles[-grid.rows * grid.cols :].reshape(cells.shape)[...] = cells
+    if grid.num_tiles > 1:
+        tiles[0] = _resize(resized, tile, tile, "bilinear")  # from the resized picture, as in the reference
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+@contextmanager
+def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
+    """Open an encoded picture: its size is known, its pixels are not yet decoded.
+
+    Whatever goes wrong until it is closed is a BadSampleError in one line; PIL's warnings are not for the user.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"it has {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read")
+                yield image
+    except UnidentifiedImageError as error:
+        raise BadSampleError(UNREADABLE, name, f"not recognised as any of {', '.join(FORMATS)}") from error
+    except Exception as error:  # a damaged file makes PIL raise nearly anything, struct.error and KeyError included
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadSampleError(UNREADABLE, name, reason) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8, that is still to be applied to an opened picture; 1 if its EXIF is broken."""
+    if image.format == "TIFF":
+        return 1  # PIL turns it while decoding, and its size is already that
+    try:
+        # Not image.getexif(): a PNG without an EXIF chunk would be decoded to the end in search of one.
+        orientation = Image.Image.getexif(image).get(ExifTag.Orientation)
+        return orientation if orientation in TRANSPOSE else 1
+    except Exception:  # PIL raises nearly anything here too
+        return 1
+
+
+def _seen_size(image: Image.Image, orientation: int) -> tuple[int, int]:
+    return (image.height, image.width) if orientation >= 5 else (image.width, image.height)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """A decoded picture of any mode in RGB; PIL alone would cut everything above 255 to white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        return Image.fromarray(_stretch(np.asarray(image, np.float64))).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _stretch(values: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Lowest to highest value become 0 to 255: such a file does not say which value is white."""
+    finite = np.isfinite(values)
+    low, high = values.min(where=finite, initial=np.inf), values.max(where=finite, initial=-np.inf)
+    if not low < high:
+        return np.zeros(values.shape, np.uint8)
+    stretched = (np.where(finite, values, low) - low) * (255 / (high - low))
+    return stretched.round().astype(np.uint8)
+
+
+def _resize(pixels: NDArray[np.uint8], height: int, width: int, mode: str) -> NDArray[np.uint8]:
+    """Resize uint8 [H, W, 3] as PIL does (first in width), to within 2 of 255; with AVX2 in a tenth of its time."""
+    image_NHWC = torch.from_numpy(pixels)[None]  # in this order of axes torch takes it for channels-last: 3x faster
+    resized = interpolate(image_NHWC.permute(0, 3, 1, 2), (height, width), mode=mode, antialias=True)
+    return resized.permute(0, 2, 3, 1)[0].numpy()

@@ -1,5 +1,6 @@
 """The chat tokenizer: text that is never special, and the ids of the tokens that are."""
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +48,11 @@ class ChatTokenizer:
     def vocab_size(self) -> int:
         """Ids that the embedding must hold."""
         return len(self.hf)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with what text becomes."""
+        return hashlib.sha256(self._text.to_str().encode()).hexdigest()[:16]
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text: text that spells a special token does not become one."""

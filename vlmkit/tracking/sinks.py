@@ -29,7 +29,7 @@ class JsonlTracker:
 
     def __init__(self, path: Path, resumed_step: int) -> None:
         if path.exists():
-            _keep_lines_up_to(path, resumed_step)
+            keep_lines_up_to(path, resumed_step, STEP_KEY)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
@@ -133,9 +133,9 @@ def wandb_run_id(paths: RunPaths) -> str:
     return paths.wandb_run_id.read_text()
 
 
-def _keep_lines_up_to(path: Path, step: int) -> None:
-    """Rewrite the file without later steps and without a half-written last line."""
+def keep_lines_up_to(path: Path, step: int, step_key: str) -> None:
+    """Rewrite a file of JSON objects without later steps and without a half-written last line."""
     with path.open(encoding="utf-8") as old, whole_file(path) as temporary, temporary.open("w") as new:
         for line in old:
-            if line.endswith("\n") and json.loads(line)[STEP_KEY] <= step:
+            if line.endswith("\n") and json.loads(line)[step_key] <= step:
                 new.write(line)

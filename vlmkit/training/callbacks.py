@@ -1,70 +1,145 @@
 """What happens after a step: metrics, validation, checkpoints, the bar. Each is small and knows only its own thing."""
 
+import json
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
+from vlmkit.config import RATING_AXES, TrainConfig
+from vlmkit.data.ratings import FilterCounts
 from vlmkit.distributed import Ranks
+from vlmkit.errors import BadSampleError, DataError
 from vlmkit.model.packed import PackedVLM
 from vlmkit.tracking.console import Screen, StepBar
-from vlmkit.tracking.sinks import Trackers
+from vlmkit.tracking.sinks import Trackers, keep_lines_up_to
 from vlmkit.training.loop import Progress, StepStats, compute_val_loss
+from vlmkit.training.totals import Sums, summarise
 from vlmkit.types import Batch
 
 
 class LogMetrics:
-    """One line for each step, training statistics at intervals, and one line for each epoch."""
+    """One line for each step, training statistics at intervals, and one line for each epoch and for the run."""
 
-    def __init__(self, tracker: Trackers, stats_interval: int, filtered_ratio: float) -> None:
+    def __init__(self, tracker: Trackers, screen: Screen, config: TrainConfig, known: FilterCounts) -> None:
         self._tracker = tracker
-        self._stats_interval = stats_interval
-        self._filtered_ratio = filtered_ratio
+        self._screen = screen
+        self._interval = config.trainer.stats_log_interval
+        self._last_step = config.trainer.max_training_steps
+        self._seq_length = config.packing.seq_length
+        self._max_images = config.dataset.max_images_per_example
+        self._known = known  # what the filter does to all of a dataset; nothing is known of a stream
+        self._warned: set[str] = set()
         self._window: list[StepStats] = []
-        self._epoch: list[StepStats] = []
 
     def after_step(self, stats: StepStats) -> None:
         """Log what is due."""
         metrics = {
             "batch_loss": stats.loss,
             "grad_norm": stats.grad_norm,
-            "tokens_per_second": _rate([stats]),
+            "tokens_per_second": stats.sums.tokens / stats.sums.seconds,
             **{f"lr_{part}": lr for part, lr in stats.learning_rates.items()},
         }
+        filtered = filter_stats(self._known if self._known.samples else stats.totals.counts)
         self._window.append(stats)
-        if stats.step % self._stats_interval == 0:
-            metrics |= training_stats(self._window, self._filtered_ratio)
+        if stats.step % self._interval == 0:
+            window = window_stats(self._window, self._seq_length) | filtered
+            metrics |= {f"training_stats/{name}": value for name, value in window.items()}
+            self._warn(window)
             self._window = []
-        if self._epoch and stats.position.epoch > self._epoch[-1].position.epoch:
+        if (epoch := stats.ended_epoch) is not None:
             metrics |= {
-                "epoch": float(self._epoch[-1].position.epoch),
-                "epoch_loss": sum(s.loss for s in self._epoch) / len(self._epoch),
-                "epoch_duration": sum(s.data_seconds + s.compute_seconds for s in self._epoch),
-                "epoch_tokens_per_second": _rate(self._epoch),
+                "epoch": float(stats.position.epoch - 1),
+                "epoch_loss": epoch.loss / epoch.steps,
+                "epoch_duration": epoch.seconds,
+                "epoch_tokens_per_second": epoch.tokens / epoch.seconds,
             }
-            self._epoch = []
-        self._epoch.append(stats)
+        if stats.step == self._last_step:
+            run = summarise(stats.totals.run, self._seq_length) | filtered
+            metrics |= {f"run_stats/{name}": value for name, value in run.items()}
         self._tracker.log(stats.step, metrics)
 
+    def _warn(self, window: dict[str, float]) -> None:
+        """Say once what wastes the run."""
+        for name, limit, advice in (
+            ("images_per_sample", self._max_images, "samples have more pictures than dataset.max_images_per_example"),
+            ("padding_ratio", 0.5, "more than half of what is computed is padding: try packing=knapsack"),
+        ):
+            if window[name] > limit and name not in self._warned:
+                self._warned.add(name)
+                self._screen.say(f"warning: {name} {window[name]:.2f}: {advice}")
 
-def training_stats(window: Sequence[StepStats], filtered_ratio: float) -> dict[str, float]:
-    """The reference's training_stats/* over some steps."""
-    samples = max(sum(s.samples for s in window), 1)
-    data = [s.data_seconds for s in window]
-    compute = [s.compute_seconds for s in window]
-    stats = {
-        "images_per_sample": sum(s.images for s in window) / samples,
-        "tokens_per_sample": sum(s.tokens for s in window) / samples,
-        "tiles_per_step": sum(s.tiles for s in window) / len(window),
-        "padding_ratio": 1 - sum(s.tokens for s in window) / sum(s.padded_tokens for s in window),
-        "filtered_ratio": filtered_ratio,
-        "data_seconds_mean": sum(data) / len(data),
-        "data_seconds_max": max(data),
-        "compute_seconds_mean": sum(compute) / len(compute),
-        "compute_seconds_max": max(compute),
-        "data_wait_share": sum(data) / (sum(data) + sum(compute)),
+
+def window_stats(window: Sequence[StepStats], seq_length: int) -> dict[str, float]:
+    """Statistics over some steps, and the seconds of processes: their mean, and the slowest one's."""
+    sums = Sums()
+    for stats in window:
+        sums = sums.plus(stats.sums)
+    return summarise(sums, seq_length) | {
+        "data_seconds_mean": sum(stats.data.mean for stats in window) / len(window),
+        "data_seconds_max": max(stats.data.max for stats in window),
+        "compute_seconds_mean": sum(stats.compute.mean for stats in window) / len(window),
+        "compute_seconds_max": max(stats.compute.max for stats in window),
     }
-    return {f"training_stats/{name}": value for name, value in stats.items()}
+
+
+def filter_stats(counts: FilterCounts) -> dict[str, float]:
+    """What share of samples and turns was dropped, and of turns by each axis."""
+    shares = zip(RATING_AXES, counts.below, strict=True)
+    return {
+        "filtered_ratio": 1 - counts.kept_samples / max(counts.samples, 1),
+        "filtered_turns_ratio": 1 - counts.kept_turns / max(counts.turns, 1),
+        **{f"below_{axis}_ratio": below / max(counts.turns, 1) for axis, below in shares},
+    }
+
+
+class WatchBadSamples:
+    """Names samples that cannot be read in RUN/bad_samples.jsonl, and ends a run that has too many of them."""
+
+    ENOUGH = 200  # samples from which on the share means something
+
+    def __init__(self, path: Path, max_share: float, known: Sequence[BadSampleError], resumed_step: int) -> None:
+        """Begin the file, or take out what a stopped run met after the step that it goes on from.
+
+        Args:
+            path: The file.
+            max_share: Of the samples that have been read.
+            known: What this process writes down of what is known before the first step.
+            resumed_step: 0 at the start.
+        """
+        self._path = path
+        self._max_share = max_share
+        self._reasons: Counter[str] = Counter()
+        if path.exists():
+            keep_lines_up_to(path, resumed_step, "step")
+        if resumed_step == 0:
+            self._name(0, known)
+
+    def after_step(self, stats: StepStats) -> None:
+        """Write down this process's; count those of all.
+
+        Raises:
+            DataError: The share of bad samples is above the configured one.
+        """
+        self._name(stats.step, stats.bad)
+        arrived, bad = stats.totals.run.arrived, stats.totals.run.bad
+        if arrived >= self.ENOUGH and bad > self._max_share * arrived:
+            raise DataError(
+                f"{bad:,} of {arrived:,} samples cannot be read, more than dataset.max_bad_share="
+                f"{self._max_share}: {self.describe()}; see {self._path}"
+            )
+
+    def _name(self, step: int, bad: Sequence[BadSampleError]) -> None:
+        if bad:
+            lines = [{"step": step, "sample": e.name, "reason": e.reason, "detail": e.detail} for e in bad]
+            with self._path.open("a", encoding="utf-8") as file:  # one write, so processes do not mix their lines
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+            self._reasons.update(error.reason for error in bad)
+
+    def describe(self) -> str:
+        """The reasons, with how often this process met each since it started."""
+        return ", ".join(f"{reason} ({count:,})" for reason, count in self._reasons.most_common())
 
 
 class ShowProgress:
@@ -83,7 +158,8 @@ class ShowProgress:
         seconds_per_step = (self._ended[-1] - self._ended[0]) / (len(self._ended) - 1)
         seconds_left = seconds_per_step * (self._total_steps - stats.step)
         loss = sum(s.loss for s in self._recent) / len(self._recent)
-        self._bar.show(stats.step, loss, _rate(self._recent), seconds_left)
+        tokens_per_second = sum(s.sums.tokens for s in self._recent) / sum(s.sums.seconds for s in self._recent)
+        self._bar.show(stats.step, loss, tokens_per_second, seconds_left)
 
 
 class Validate:
@@ -92,7 +168,7 @@ class Validate:
     def __init__(
         self,
         model: PackedVLM,
-        batches: Sequence[Batch],
+        batches: Iterable[Batch],
         interval: int,
         last_step: int,
         tracker: Trackers,
@@ -128,9 +204,4 @@ class SaveCheckpoints:
     def after_step(self, stats: StepStats) -> None:
         """Save, if it is due."""
         if stats.step % self._interval == 0 or stats.step == self._last_step:
-            self._save(Progress(stats.step, stats.position))
-
-
-def _rate(steps: Collection[StepStats]) -> float:
-    seconds = sum(s.data_seconds + s.compute_seconds for s in steps)
-    return sum(s.tokens for s in steps) / seconds
+            self._save(Progress(stats.step, stats.position, stats.totals))

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,14 +13,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from vlmkit.data.plan import Position
+from vlmkit.data.loader import LanePositions
+from vlmkit.data.state import position_from_json, position_to_json
 from vlmkit.distributed import Ranks
 from vlmkit.errors import ConfigError, UserError
 from vlmkit.model.packed import PackedVLM
 from vlmkit.paths import PROCESSOR, TRAINER_STATE, RunPaths
 from vlmkit.processing.images import ImageLayout
 from vlmkit.processing.tokenizer import ChatTokenizer
-from vlmkit.training.loop import Progress
+from vlmkit.training.loop import DataPosition, Progress
+from vlmkit.training.totals import Totals
 
 OPTIMIZER_FILE = "optimizer.pt"
 PROGRESS_FILE = "progress.json"
@@ -37,6 +39,7 @@ class Checkpoints:
         layout: ImageLayout,
         optimizer: torch.optim.Optimizer,
         ranks: Ranks,
+        data_keys: dict[str, Any],
     ) -> None:
         self._paths = paths
         self._model = model
@@ -44,6 +47,7 @@ class Checkpoints:
         self._layout = layout
         self._optimizer = optimizer
         self._ranks = ranks
+        self._data_keys = data_keys  # all that a position in the data depends on
 
     def save(self, progress: Progress) -> None:
         """Write checkpoints/step_N under a temporary name, then rename it; the main process writes, all wait.
@@ -52,6 +56,9 @@ class Checkpoints:
             UserError: It cannot be written; the usual cause is a full disk.
         """
         target = self._paths.checkpoint(progress.step)
+        if isinstance(progress.position, LanePositions):
+            lanes = dict(self._ranks.gather(list(progress.position.lanes.items())))
+            progress = replace(progress, position=LanePositions(lanes))
         if self._ranks.is_main and not target.exists():
             temporary = target.with_name(f".{target.name}.tmp")
             try:
@@ -60,16 +67,14 @@ class Checkpoints:
                     _flush_to_disk(path)  # or the rename could overtake the contents
                 temporary.rename(target)
                 _flush_to_disk(target.parent)
-            except (OSError, RuntimeError, SafetensorError) as error:
+            except (OSError, SafetensorError) as error:
                 shutil.rmtree(temporary, ignore_errors=True)
-                # torch.save reports that it lost its place; what the disk said is the error before.
-                cause = error.__context__ if isinstance(error.__context__, OSError) else error
                 raise UserError(
-                    f"{target}: cannot write this checkpoint: {cause}; the same command goes on from the one before"
+                    f"{target}: cannot write this checkpoint: {error}; the same command goes on from the one before"
                 ) from error
         self._ranks.wait()
 
-    def resume(self, resume: str, max_steps: int) -> Progress:
+    def resume(self, resume: str, max_steps: int, start: DataPosition) -> Progress:
         """Go on from the run's newest checkpoint, else from the one that ``resume`` names, else from the start.
 
         Raises:
@@ -82,11 +87,11 @@ class Checkpoints:
         if newest:
             return self._load(newest)
         if resume in ("auto", "never"):
-            return Progress(0, Position())
-        start = self._load(Path(resume).expanduser())
-        if start.step >= max_steps:
-            raise ConfigError(f"resume={resume}: is at step {start.step}; trainer.max_training_steps={max_steps}")
-        return start
+            return Progress(0, start)
+        begun = self._load(Path(resume).expanduser())
+        if begun.step >= max_steps:
+            raise ConfigError(f"resume={resume}: is at step {begun.step}; trainer.max_training_steps={max_steps}")
+        return begun
 
     def remove_half_written(self) -> None:
         """Remove what a killed save left behind; only the process that holds the run directory may."""
@@ -101,8 +106,18 @@ class Checkpoints:
         self._tokenizer.save(folder)
         (folder / PROCESSOR).write_text(json.dumps(asdict(self._layout), indent=2) + "\n")
         with (state / OPTIMIZER_FILE).open("wb") as file:
-            torch.save(self._optimizer.state_dict(), file)
-        (state / PROGRESS_FILE).write_text(json.dumps(asdict(progress)) + "\n")
+            try:
+                torch.save(self._optimizer.state_dict(), file)
+            except RuntimeError as error:  # that it lost its place; what the disk said is the error before
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+        position = position_to_json(progress.position)
+        written = {
+            "step": progress.step,
+            "position": position,
+            "totals": asdict(progress.totals),
+            "data_keys": self._data_keys,
+        }
+        (state / PROGRESS_FILE).write_text(json.dumps(written, separators=(",", ":")) + "\n")
 
     def _load(self, folder: Path) -> Progress:
         state = folder / TRAINER_STATE
@@ -114,7 +129,9 @@ class Checkpoints:
             missing, unexpected = self._model.hf.load_state_dict(weights, strict=False)
             optimizer_state = torch.load(state / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
             self._optimizer.load_state_dict(optimizer_state)
-            position = Position(**progress["position"])
+            position = position_from_json(progress["position"])
+            totals = Totals.from_json(progress["totals"])
+            data_keys = dict(progress["data_keys"])
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnpicklingError, SafetensorError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
@@ -124,9 +141,15 @@ class Checkpoints:
         wrong = [name for name in [*missing, *unexpected] if name != "lm_head.weight"]
         if wrong:
             raise UserError(f"{folder}: the checkpoint does not fit the configured model: {wrong[0]}")
+        for key in self._data_keys | data_keys:
+            there, here = data_keys.get(key), self._data_keys.get(key)
+            if there != here:
+                raise ConfigError(
+                    f"{folder}: its place in the data belongs to another config: {key}={there} there, {here} here"
+                )
         for group, configured in zip(self._optimizer.param_groups, hyperparameters, strict=True):
             group.update(configured)  # load_state_dict brought those of the saved run
-        return Progress(progress["step"], position)
+        return Progress(progress["step"], position, totals)
 
 
 def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:

@@ -5,22 +5,27 @@ tokens of the global batch divided by their number, whichever process and micro-
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
 
 import torch
 
-from vlmkit.config import OptimizerConfig
-from vlmkit.data.loader import StepBatches
+from vlmkit.config import RATING_AXES, OptimizerConfig
+from vlmkit.data.loader import LanePositions, StepBatches
 from vlmkit.data.plan import Position
+from vlmkit.data.ratings import FilterCounts
 from vlmkit.distributed import Ranks
+from vlmkit.errors import BadSampleError
 from vlmkit.interrupt import StopSignal
 from vlmkit.model.loss import shift_labels
 from vlmkit.model.packed import PackedVLM
 from vlmkit.training.optim import lr_scale, set_learning_rates
+from vlmkit.training.totals import Sums, Totals
 from vlmkit.types import IGNORED_LABEL, Batch
+
+DataPosition = Position | LanePositions
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +33,34 @@ class Progress:
     """How far a run has come."""
 
     step: int
-    position: Position  # in the plan, after the step
+    position: DataPosition  # in the data, after the step
+    totals: Totals = field(default_factory=Totals)
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """How long each process took for something."""
+
+    mean: float
+    max: float
 
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """What happened in one step, over all processes; seconds are this process's."""
+    """What happened in one step, over all processes."""
 
     step: int
-    position: Position  # in the plan, after the step
+    position: DataPosition  # in the data, after the step
     loss: float  # mean over the labelled tokens
     grad_norm: float  # before clipping
     learning_rates: dict[str, float]  # by part
-    tokens: int  # without padding
-    padded_tokens: int  # with padding
-    samples: int
-    images: int
-    tiles: int
-    data_seconds: float  # waiting for the loader
-    compute_seconds: float
+    sums: Sums  # of this step
+    counts: FilterCounts  # what the filter met in a stream
+    data: Seconds  # waiting for the loader
+    compute: Seconds
+    bad: tuple[BadSampleError, ...]  # samples that this process could not read
+    totals: Totals = field(default_factory=Totals)  # with this step
+    ended_epoch: Sums | None = None  # of the epoch that ended with this step
 
 
 class Callback(Protocol):
@@ -77,7 +91,8 @@ class Trainer:
         """One optimizer step on one step's data."""
         started = time.perf_counter()
         micro_batches = batches.micro_batches
-        labelled, tokens, padded, samples, images, tiles = self._ranks.sum(*_counts(micro_batches))
+        of_ranks = [_Counts(*values) for values in self._ranks.collect(*_count(batches))]
+        labelled = sum(counts.labelled for counts in of_ranks)
         loss = torch.zeros((), device=self._ranks.device)
         for number, batch in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
@@ -90,20 +105,21 @@ class Trainer:
         learning_rates = set_learning_rates(self.optimizer, lr_scale(step, self.max_steps, self._config))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        total_loss = self._ranks.sum(loss.item())[0]
+        own_loss = loss.item()
+        compute_seconds = time.perf_counter() - started
+        losses, *seconds = zip(*self._ranks.collect(own_loss, data_seconds, compute_seconds), strict=True)
+        waited, computed = (Seconds(sum(each) / len(each), max(each)) for each in seconds)
         return StepStats(
             step=step,
             position=batches.position,
-            loss=total_loss,
+            loss=sum(losses),
             grad_norm=float(grad_norm),
             learning_rates=learning_rates,
-            tokens=int(tokens),
-            padded_tokens=int(padded),
-            samples=int(samples),
-            images=int(images),
-            tiles=int(tiles),
-            data_seconds=data_seconds,
-            compute_seconds=time.perf_counter() - started,
+            sums=_sums_of_step(of_ranks, sum(losses), waited, computed),
+            counts=_filter_counts(of_ranks),
+            data=waited,
+            compute=computed,
+            bad=(*batches.report.bad, *(error for batch in micro_batches for error in batch.bad)),
         )
 
 
@@ -128,33 +144,104 @@ def run_steps(
         started = time.perf_counter()
         data = next(batches)
         stats = trainer.train_step(step, data, data_seconds=time.perf_counter() - started)
+        totals, ended = done.totals.after(stats.sums, stats.counts), None
+        if stats.position.epoch > done.position.epoch:
+            totals, ended = totals.in_next_epoch(), totals.epoch
+        stats = replace(stats, totals=totals, ended_epoch=ended)
         for callback in callbacks:
             callback.after_step(stats)
-        done = Progress(step, stats.position)
+        done = Progress(step, stats.position, totals)
     return done
 
 
 @torch.no_grad()
-def compute_val_loss(model: PackedVLM, batches: Sequence[Batch], ranks: Ranks) -> float:
+def compute_val_loss(model: PackedVLM, batches: Iterable[Batch], ranks: Ranks) -> float:
     """Mean loss over the labelled tokens of held-out micro-batches, over all processes; NaN if there are none."""
     model.eval()
-    loss = sum(model(batch.to(ranks.device)).item() for batch in batches)
+    loss, labelled = 0.0, 0
+    for batch in batches:
+        loss += model(batch.to(ranks.device)).item()
+        labelled += _num_labelled(batch)
     model.train()
-    total, labelled = ranks.sum(loss, sum(_num_labelled(batch) for batch in batches))
-    return total / labelled if labelled else float("nan")
+    total_loss, total_labelled = ranks.sum(loss, labelled)
+    return total_loss / total_labelled if total_labelled else float("nan")
 
 
 def _num_labelled(batch: Batch) -> int:
     return int((shift_labels(batch.labels) != IGNORED_LABEL).sum())
 
 
-def _counts(batches: Sequence[Batch]) -> tuple[float, ...]:
-    """Labelled tokens, tokens, tokens with padding, samples, pictures, tiles."""
-    return (
-        sum(_num_labelled(batch) for batch in batches),
-        sum(int((batch.segment_ids >= 0).sum()) for batch in batches),
-        sum(batch.input_ids.numel() for batch in batches),
-        sum(batch.num_samples for batch in batches),
-        sum(batch.num_images for batch in batches),
-        sum(len(batch.tiles) for batch in batches),
+class _Counts(NamedTuple):
+    """What one process has in a step; numbers, so that they can travel as a tensor."""
+
+    labelled: float
+    tokens: float
+    padded_tokens: float
+    packs: float
+    samples: float
+    images: float
+    tiles: float
+    arrived: float
+    bad: float
+    lateness: float
+    rated_turns: float
+    kept_turns: float
+    rated_samples: float
+    kept_samples: float
+    below_0: float  # turns below the minimum of each axis
+    below_1: float
+    below_2: float
+    below_3: float
+
+
+def _count(batches: StepBatches) -> _Counts:
+    micro_batches, met = batches.micro_batches, batches.report
+    samples = sum(batch.num_samples for batch in micro_batches)
+    bad = sum(len(batch.bad) for batch in micro_batches)
+    # What waits in a stream's pools has been read, too; a plan reads what it packs.
+    read = met.samples_of_sources.total() or samples + bad
+    return _Counts(
+        labelled=sum(_num_labelled(batch) for batch in micro_batches),
+        tokens=sum(int((batch.segment_ids >= 0).sum()) for batch in micro_batches),
+        padded_tokens=sum(batch.input_ids.numel() for batch in micro_batches),
+        packs=sum(len(batch.input_ids) for batch in micro_batches),
+        samples=samples,
+        images=sum(batch.num_images for batch in micro_batches),
+        tiles=sum(len(batch.tiles) for batch in micro_batches),
+        arrived=read + len(met.bad),
+        bad=bad + len(met.bad),
+        lateness=max(batch.lateness for batch in micro_batches),
+        rated_turns=met.counts.turns,
+        kept_turns=met.counts.kept_turns,
+        rated_samples=met.counts.samples,
+        kept_samples=met.counts.kept_samples,
+        **{f"below_{axis}": below for axis, below in enumerate(met.counts.below)},
     )
+
+
+def _sums_of_step(of_ranks: Sequence[_Counts], loss: float, waited: Seconds, computed: Seconds) -> Sums:
+    tiles = [counts.tiles for counts in of_ranks]
+    added = ("tokens", "padded_tokens", "packs", "samples", "images", "tiles", "arrived", "bad")
+    return Sums(
+        steps=1,
+        loss=loss,
+        **{name: _total(of_ranks, name) for name in added},
+        tile_imbalance=max(tiles) * len(tiles) / max(sum(tiles), 1),
+        lateness=int(max(counts.lateness for counts in of_ranks)),
+        data_seconds=waited.max,
+        compute_seconds=computed.max,
+    )
+
+
+def _filter_counts(of_ranks: Sequence[_Counts]) -> FilterCounts:
+    return FilterCounts(
+        turns=_total(of_ranks, "rated_turns"),
+        kept_turns=_total(of_ranks, "kept_turns"),
+        below=[_total(of_ranks, f"below_{axis}") for axis in range(len(RATING_AXES))],
+        samples=_total(of_ranks, "rated_samples"),
+        kept_samples=_total(of_ranks, "kept_samples"),
+    )
+
+
+def _total(of_ranks: Sequence[_Counts], name: str) -> int:
+    return int(sum(getattr(counts, name) for counts in of_ranks))

@@ -26,7 +26,7 @@ def describe_run(
         "model": f"{sum(parts.values()):,} parameters: "
         + ", ".join(f"{name} {count:,}" for name, count in parts.items()),
         "data": data.describe(),
-        "validation": f"{sum(batch.num_samples for batch in data.val_batches):,} held-out samples on this process, "
+        "validation": f"{data.validation.num_samples:,} held-out samples on this process, "
         f"every {trainer.eval_interval} steps, each with a checkpoint",
         "steps": f"{trainer.max_training_steps:,} of {packs} packs up to {config.packing.seq_length} tokens "
         f"({trainer.batch_size} x {trainer.gradient_accumulation_steps} on each process){going_on}",
@@ -45,6 +45,7 @@ def last_words(paths: RunPaths, end: Progress, total: int, stopped: bool) -> str
         where = f"after step {end.step} of {total}" if end.step < total else "before the test was done"
         return f"stopped {where}; {saved}; the same command goes on from here"
     files = {"checkpoint": checkpoint, "metrics": paths.metrics, "answers": paths.test_samples(total)}
+    files["bad samples"] = paths.bad_samples
     lines = [f"{name:12}{shown(path)}" for name, path in files.items() if path.exists()]
     return "\n".join([*lines, "next        python -m vlmkit.train -m seed=0,1,2     how much of it is chance?"])
 

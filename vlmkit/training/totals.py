@@ -1,0 +1,84 @@
+"""Sums over the steps of a run. They are plain numbers and are saved with every checkpoint, so a stop loses none."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vlmkit.data.ratings import FilterCounts
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What some steps had, over all processes."""
+
+    steps: int = 0
+    loss: float = 0.0  # sum of the steps' mean losses
+    tokens: int = 0  # without padding
+    padded_tokens: int = 0  # with padding
+    packs: int = 0
+    samples: int = 0
+    images: int = 0
+    tiles: int = 0
+    tile_imbalance: float = 0.0  # sum over the steps
+    lateness: int = 0  # the most
+    arrived: int = 0  # samples read, whether they are in a pack already or wait for one, and the unreadable ones
+    bad: int = 0  # of these, the unreadable ones
+    data_seconds: float = 0.0  # waiting for the loader: of the process that waited longest in each step
+    compute_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long the steps took."""
+        return self.data_seconds + self.compute_seconds
+
+    def plus(self, other: "Sums") -> "Sums":
+        """These steps and some more."""
+        names = (name for name in self.__dataclass_fields__ if name != "lateness")
+        summed = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return Sums(**summed, lateness=max(self.lateness, other.lateness))
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums of the epoch that is going on and of the whole run, and what the filter did to a stream."""
+
+    epoch: Sums = field(default_factory=Sums)
+    run: Sums = field(default_factory=Sums)
+    counts: FilterCounts = field(default_factory=FilterCounts)
+
+    def after(self, step: Sums, counts: FilterCounts) -> "Totals":
+        """With one more step."""
+        merged = FilterCounts()
+        merged.merge(self.counts)
+        merged.merge(counts)
+        return Totals(self.epoch.plus(step), self.run.plus(step), merged)
+
+    def in_next_epoch(self) -> "Totals":
+        """With an epoch that has no step yet."""
+        return replace(self, epoch=Sums())
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "Totals":
+        """The totals whose ``asdict`` was written.
+
+        Raises:
+            KeyError, TypeError: They were not.
+        """
+        return Totals(Sums(**value["epoch"]), Sums(**value["run"]), FilterCounts(**value["counts"]))
+
+
+def summarise(sums: Sums, seq_length: int) -> dict[str, float]:
+    """The reference's statistics over some steps, and how well packs are filled and shared out."""
+    samples, steps = max(sums.samples, 1), max(sums.steps, 1)
+    packs, padded, seconds = max(sums.packs, 1), max(sums.padded_tokens, 1), sums.seconds or 1.0
+    return {
+        "images_per_sample": sums.images / samples,
+        "tokens_per_sample": sums.tokens / samples,
+        "tiles_per_pack": sums.tiles / packs,
+        "tile_imbalance": sums.tile_imbalance / steps,
+        "padding_ratio": 1 - sums.tokens / padded,
+        "utilisation": sums.tokens / (packs * seq_length),
+        "lateness_max": sums.lateness,
+        "bad_samples": sums.bad,
+        "data_wait_share": sums.data_seconds / seconds,
+    }
