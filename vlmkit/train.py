@@ -95,6 +95,8 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         stopped = stop.reached_any(ranks)
         for file in data.skipped:
             screen.say(f"skipped     {file}")
+        if laps := data.describe_end(end.position):
+            screen.say(f"sources     {laps}, by this process's slowest lane")
         if met := bad_samples.describe():
             screen.say(f"bad samples {met}")
         screen.say(last_words(paths, end, total, stopped))

@@ -254,6 +254,8 @@ def test_a_mixed_stream_draws_by_weight(source: Source, encoder: ChatEncoder, tm
     for lane in range(LANES):
         for pack in islice(stream.packs(lane, stream.start), 30):
             drawn.update(pack.report.samples_of_sources)
+    laps = LanePositions({0: pack.state}).epochs_of_sources
+    assert laps == [place.epoch for place in pack.state.following]
     assert drawn["numbers"] / drawn.total() == pytest.approx(0.75, abs=0.04)  # about 1,300 draws: two sigma is 0.024
 
 

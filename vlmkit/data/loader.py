@@ -72,7 +72,13 @@ class LanePositions:
     @property
     def epoch(self) -> int:
         """Epochs that every lane of every source has done."""
-        return min((place.epoch for lane in self.lanes.values() for place in lane.following), default=0)
+        return min(self.epochs_of_sources, default=0)
+
+    @property
+    def epochs_of_sources(self) -> list[int]:
+        """Epochs that every lane has done, for each source."""
+        of_lanes = zip(*(lane.following for lane in self.lanes.values()), strict=True)
+        return [min(place.epoch for place in places) for places in of_lanes]
 
 
 @dataclass(frozen=True, slots=True)

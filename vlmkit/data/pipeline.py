@@ -72,6 +72,13 @@ class TrainingData:
         """All rows, held-out ones included."""
         return (row for source in self.sources for row in source.all_rows())
 
+    def describe_end(self, position: Position | LanePositions) -> str:
+        """How often a stream of several sources went through each; empty for other data, which know it in advance."""
+        if not isinstance(position, LanePositions) or len(self.sources) == 1:
+            return ""
+        laps = zip(self.sources, position.epochs_of_sources, strict=True)
+        return ", ".join(f"{source.name} {epochs} time(s) through" for source, epochs in laps)
+
     @property
     def skipped(self) -> list[str]:
         """Files that cannot be read, each with the reason."""
