@@ -42,7 +42,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
     from vlmkit.training.checkpoint import Checkpoints
     from vlmkit.training.loop import Callback, Trainer, run_steps
     from vlmkit.training.optim import build_optimizer
-    from vlmkit.training.summary import describe_run, last_words
+    from vlmkit.training.summary import describe_run, last_words, what_was_met
 
     quiet_libraries()
     total, interval = config.trainer.max_training_steps, config.trainer.eval_interval
@@ -93,12 +93,8 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
             if result:
                 screen.say(str(result))
         stopped = stop.reached_any(ranks)
-        for file in data.skipped:
-            screen.say(f"skipped     {file}")
-        if laps := data.describe_end(end.position):
-            screen.say(f"sources     {laps}, by this process's slowest lane")
-        if met := bad_samples.describe():
-            screen.say(f"bad samples {met}")
+        for line in what_was_met(data, end, bad_samples.describe()):
+            screen.say(line)
         screen.say(last_words(paths, end, total, stopped))
     if stopped:
         sys.exit(128 + (stop.received or signal.SIGTERM))

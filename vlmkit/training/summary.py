@@ -50,6 +50,16 @@ def last_words(paths: RunPaths, end: Progress, total: int, stopped: bool) -> str
     return "\n".join([*lines, "next        python -m vlmkit.train -m seed=0,1,2     how much of it is chance?"])
 
 
+def what_was_met(data: TrainingData, end: Progress, bad_samples: str) -> list[str]:
+    """Lines about what the data turned out to be like, if there is something to say."""
+    lines = [f"skipped     {file}" for file in data.skipped]
+    if laps := data.describe_end(end.position):
+        lines.append(f"sources     {laps}, by this process's slowest lane")
+    if bad_samples:
+        lines.append(f"bad samples {bad_samples}")
+    return lines
+
+
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the number of threads on the CPU."""
     if device.type == "cuda":
