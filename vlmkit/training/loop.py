@@ -144,6 +144,7 @@ def run_steps(
         started = time.perf_counter()
         data = next(batches)
         stats = trainer.train_step(step, data, data_seconds=time.perf_counter() - started)
+        del data  # or this step's batches would stay until the next one's are there
         totals, ended = done.totals.after(stats.sums, stats.counts), None
         if stats.position.epoch > done.position.epoch:
             totals, ended = totals.in_next_epoch(), totals.epoch
