@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import accumulate, islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -227,12 +228,13 @@ def split_pieces(files: Sequence[RowFile], num_lanes: int, val_size: int) -> tup
         val_size: Pieces are held out until they have so many rows, one in VALIDATION_SHARE at most, but one at least
             if this is above 0.
     """
+    sizes_of = cache(lambda number: _sizes(files[number]))  # each file is opened once, and only if it must be
     enough = num_lanes + -(-num_lanes // VALIDATION_SHARE) + 1  # some may be held out
     pieces = [Piece(number) for number in range(len(files))]
     if len(pieces) < MIN_FILES_PER_LANE * num_lanes:
-        groups = [Piece(number, group) for number, file in enumerate(files) for group in range(len(_sizes(file)))]
+        groups = [Piece(number, group) for number in range(len(files)) for group in range(len(sizes_of(number)))]
         # A file that cannot be read stays a piece, to be reported.
-        pieces = groups + [Piece(number) for number, file in enumerate(files) if not _sizes(file)]
+        pieces = groups + [Piece(number) for number in range(len(files)) if not sizes_of(number)]
     modulus = -(-enough // len(pieces))
     pieces = [piece._replace(remainder=r, modulus=modulus) for r in range(modulus) for piece in pieces]
     order = keyed_permutation(len(pieces), len(files)).tolist()
@@ -240,7 +242,7 @@ def split_pieces(files: Sequence[RowFile], num_lanes: int, val_size: int) -> tup
     rows = 0
     while rows < val_size and len(held_out) < max(len(pieces) // VALIDATION_SHARE, 1):
         piece = pieces[order[len(held_out)]]
-        sizes = _sizes(files[piece.file])
+        sizes = sizes_of(piece.file)
         rows += (sum(sizes) if piece.group is None else sizes[piece.group]) // modulus
         held_out.append(piece)
     return [pieces[number] for number in sorted(order[len(held_out) :])], held_out

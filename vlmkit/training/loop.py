@@ -200,7 +200,8 @@ def _count(batches: StepBatches) -> _Counts:
     samples = sum(batch.num_samples for batch in micro_batches)
     bad = sum(len(batch.bad) for batch in micro_batches)
     # What waits in a stream's pools has been read, too; a plan reads what it packs.
-    read = met.samples_of_sources.total() or samples + bad
+    streamed = isinstance(batches.position, LanePositions)
+    read = met.samples_of_sources.total() if streamed else samples + bad
     return _Counts(
         labelled=sum(_num_labelled(batch) for batch in micro_batches),
         tokens=sum(int((batch.segment_ids >= 0).sum()) for batch in micro_batches),
