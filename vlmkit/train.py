@@ -93,7 +93,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
             if result:
                 screen.say(str(result))
         stopped = stop.reached_any(ranks)
-        for line in what_was_met(data, end, bad_samples.describe()):
+        for line in what_was_met(data, end, bad_samples.left_out, bad_samples.describe()):
             screen.say(line)
         screen.say(last_words(paths, end, total, stopped))
     if stopped:

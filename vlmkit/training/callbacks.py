@@ -111,6 +111,7 @@ class WatchBadSamples:
         self._path = path
         self._max_share = max_share
         self._reasons: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()  # by this process since it started, by reason
         if path.exists():
             keep_lines_up_to(path, resumed_step, "step")
         if resumed_step == 0:
@@ -123,6 +124,7 @@ class WatchBadSamples:
             DataError: The share of bad samples is above the configured one.
         """
         self._name(stats.step, stats.bad)
+        self.left_out.update(stats.left_out)
         arrived, bad = stats.totals.run.arrived, stats.totals.run.bad
         if arrived >= self.ENOUGH and bad > self._max_share * arrived:
             raise DataError(

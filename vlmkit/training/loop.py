@@ -5,7 +5,7 @@ tokens of the global batch divided by their number, whichever process and micro-
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
@@ -59,6 +59,7 @@ class StepStats:
     data: Seconds  # waiting for the loader
     compute: Seconds
     bad: tuple[BadSampleError, ...]  # samples that this process could not read
+    left_out: Mapping[str, int]  # samples of a stream that this process did not take, by reason
     totals: Totals = field(default_factory=Totals)  # with this step
     ended_epoch: Sums | None = None  # of the epoch that ended with this step
 
@@ -120,6 +121,7 @@ class Trainer:
             data=waited,
             compute=computed,
             bad=(*batches.report.bad, *(error for batch in micro_batches for error in batch.bad)),
+            left_out=batches.report.left_out,
         )
 
 

@@ -1,5 +1,6 @@
 """What a run tells about itself: the facts of the banner and the last words."""
 
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -50,11 +51,14 @@ def last_words(paths: RunPaths, end: Progress, total: int, stopped: bool) -> str
     return "\n".join([*lines, "next        python -m vlmkit.train -m seed=0,1,2     how much of it is chance?"])
 
 
-def what_was_met(data: TrainingData, end: Progress, bad_samples: str) -> list[str]:
+def what_was_met(data: TrainingData, end: Progress, left_out: Counter[str], bad_samples: str) -> list[str]:
     """Lines about what the data turned out to be like, if there is something to say."""
     lines = [f"skipped     {file}" for file in data.skipped]
     if laps := data.describe_end(end.position):
         lines.append(f"sources     {laps}, by this process's slowest lane")
+    if left_out:
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
+        lines.append(f"left out    {reasons} (by this process)")
     if bad_samples:
         lines.append(f"bad samples {bad_samples}")
     return lines
