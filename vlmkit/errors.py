@@ -1,5 +1,7 @@
 """The errors that a user can cause and put right."""
 
+from collections import Counter
+
 
 class UserError(ValueError):
     """Something the user can put right: commands print it as one line, without a traceback.
@@ -14,6 +16,11 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """Data that cannot be used; the message names the source and the sample."""
+
+
+def describe_counts(reasons: Counter[str]) -> str:
+    """Reasons with how often each was met, the most frequent first."""
+    return ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common())
 
 
 class BadSampleError(DataError):

@@ -20,7 +20,7 @@ from vlmkit.data.ratings import FilterCounts
 from vlmkit.data.rows import Row
 from vlmkit.data.sources import Question, Source, build_sources
 from vlmkit.data.worker import Loaded
-from vlmkit.errors import BadSampleError, ConfigError, DataError
+from vlmkit.errors import BadSampleError, ConfigError, DataError, describe_counts
 from vlmkit.paths import cache_dir
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.tokenizer import ChatTokenizer
@@ -215,8 +215,7 @@ def _check_bad(bad: Sequence[BadSampleError], num_rows: int, config: TrainConfig
 
 def describe_reasons(bad: Iterable[BadSampleError]) -> str:
     """The reasons of bad samples, with how many there are of each."""
-    counts = Counter(error.reason for error in bad)
-    return ", ".join(f"{reason} ({count:,})" for reason, count in counts.most_common())
+    return describe_counts(Counter(error.reason for error in bad))
 
 
 def _mixed(sources: Sequence[Source], shares: Sequence[str]) -> str:

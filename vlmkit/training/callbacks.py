@@ -10,7 +10,7 @@ from pathlib import Path
 from vlmkit.config import RATING_AXES, TrainConfig
 from vlmkit.data.ratings import FilterCounts
 from vlmkit.distributed import Ranks
-from vlmkit.errors import BadSampleError, DataError
+from vlmkit.errors import BadSampleError, DataError, describe_counts
 from vlmkit.model.packed import PackedVLM
 from vlmkit.tracking.console import Screen, StepBar
 from vlmkit.tracking.sinks import Trackers, keep_lines_up_to
@@ -141,7 +141,7 @@ class WatchBadSamples:
 
     def describe(self) -> str:
         """The reasons, with how often this process met each since it started."""
-        return ", ".join(f"{reason} ({count:,})" for reason, count in self._reasons.most_common())
+        return describe_counts(self._reasons)
 
 
 class ShowProgress:
