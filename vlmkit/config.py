@@ -421,9 +421,21 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class Sharding(Enum):
+    """Where the weights are when there are several processes."""
+
+    ddp = "ddp"  # all of them on every process
+    fsdp2 = "fsdp2"  # a part of each on every process: less memory, more traffic
+
+
+# What to do about a step whose loss or gradient is no number, or whose loss is far above those before it: end the run,
+# go on without applying its gradient, or apply it. (A class could not have the name continue.)
+OnBadStep = Enum("OnBadStep", {"stop": "stop", "skip": "skip", "continue": "continue"})
+
+
 @dataclass(kw_only=True, slots=True)
 class TrainerConfig:
-    """How long to train, how much at once, how often to look."""
+    """How long to train, how much at once, how often to look, what to keep."""
 
     max_training_steps: int = 40000
     batch_size: int = 2  # packs in a micro-batch of one process
@@ -432,6 +444,16 @@ class TrainerConfig:
     max_val_packs: int = 128  # packs in one validation, over all processes; the reference's 64 batches of 2
     stats_log_interval: int = 100  # steps between two lines of training_stats
     precision: Precision = Precision.auto
+    num_processes: int | None = None  # a run that gets another number is refused; null: any number is right
+    sharding: Sharding = Sharding.ddp
+    compile: bool = False  # torch.compile for each layer: minutes at the start, faster steps
+    activation_checkpointing: bool = False  # compute activations again for the backward pass: less memory, slower
+    on_bad_step: OnBadStep = OnBadStep.stop  # its samples are named in bad_steps.jsonl whatever is done
+    spike_margin: float | None = 2.0  # nats that a loss may be above the mean of those before; null: any loss will do
+    keep_last: int | None = None  # newest checkpoints that are kept; null: all
+    keep_every: int | None = None  # checkpoints of steps that are multiples of this are kept, too
+    keep_best: bool = True  # and the one with the lowest validation loss
+    save_in_background: bool = False  # train on while a checkpoint is written; costs a copy of the state in memory
     final_test: bool = True  # if the dataset has a test part: answer its questions at the end
 
     def __post_init__(self) -> None:
@@ -445,7 +467,13 @@ class TrainerConfig:
             "eval_interval",
             "max_val_packs",
             "stats_log_interval",
+            "num_processes",
+            "spike_margin",
+            "keep_last",
+            "keep_every",
         )
+        kept = self.keep_every is None or self.keep_last is not None
+        require(kept, "trainer.keep_every", self.keep_every, "null unless trainer.keep_last is set: all are kept")
 
 
 class WandbMode(Enum):

@@ -1,55 +1,107 @@
 """The processes of a run: the only use of accelerate."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from vlmkit.config import Precision
+from vlmkit.config import Precision, Sharding, TrainerConfig
+from vlmkit.errors import ConfigError
+
+T = TypeVar("T")
 
 
 class Ranks:
     """This process among all processes of the run; one process is the usual case and costs nothing."""
 
-    def __init__(self, precision: Precision, seed: int) -> None:
-        bf16 = precision is Precision.bf16 or (precision is Precision.auto and torch.cuda.is_available())
+    def __init__(self, config: TrainerConfig, seed: int) -> None:
+        """Meet the other processes.
+
+        Raises:
+            ConfigError: There are not as many as were asked for.
+        """
+        bf16 = config.precision is Precision.bf16 or (config.precision is Precision.auto and torch.cuda.is_available())
         # Accumulation is the loop's: an accelerate config that names another number would divide the loss twice.
-        self.accelerator = Accelerator(
+        self._accelerator = Accelerator(
             mixed_precision="bf16" if bf16 else "no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
         self.precision = "bf16" if bf16 else "fp32"
+        self.sharding = config.sharding
+        _check_world_size(config.num_processes, self.world_size)
         torch.manual_seed(seed)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.accelerator.end_training()
+        self._accelerator.end_training()
 
     @property
     def rank(self) -> int:
         """Number of this process, from 0."""
-        return int(self.accelerator.process_index)
+        return int(self._accelerator.process_index)
 
     @property
     def world_size(self) -> int:
         """Number of processes."""
-        return int(self.accelerator.num_processes)
+        return int(self._accelerator.num_processes)
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes the files."""
-        return bool(self.accelerator.is_main_process)
+        return bool(self._accelerator.is_main_process)
 
     @property
     def device(self) -> torch.device:
         """Where this process computes."""
-        device: torch.device = self.accelerator.device
+        device: torch.device = self._accelerator.device
         return device
+
+    def spread(self, model: nn.Module, blocks: Iterable[nn.Module]) -> nn.Module:
+        """The model over all processes: a copy on each (DDP), or each with a part of every weight (FSDP2).
+
+        Gradients are averaged over the processes. Parameters that FSDP2 shards are new objects: an optimizer is built
+        after this.
+
+        Args:
+            model: With its final weights, the same on every process, on any device.
+            blocks: Its layers, in order; FSDP2 gathers the weights of one at a time.
+        """
+        model.to(self.device)
+        if self.sharding is Sharding.fsdp2:
+            dtype = torch.bfloat16 if self.precision == "bf16" else None
+            policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
+            for block in (*blocks, model):
+                fully_shard(block, mp_policy=policy)
+            return model
+        wrapped: nn.Module = self._accelerator.prepare(model)
+        return wrapped
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The forward pass inside computes in the run's precision."""
+        context: AbstractContextManager[None] = self._accelerator.autocast()
+        return context
+
+    @contextmanager
+    def without_gradient_sync(self, model: nn.Module) -> Iterator[None]:
+        """Backward passes inside add to each process's own gradients; the next one outside averages them."""
+        if self.sharding is Sharding.fsdp2:
+            model.set_requires_gradient_sync(False)  # type: ignore[operator]
+            try:
+                yield
+            finally:
+                model.set_requires_gradient_sync(True)  # type: ignore[operator]
+        else:
+            with self._accelerator.no_sync(model):
+                yield
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over all processes, in float64."""
@@ -75,19 +127,49 @@ class Ranks:
         Raises:
             Exception: The main process's own, on every process: the others would wait for it without end.
         """
-        error: Exception | None = None
         with ExitStack() as stack:
-            if self.is_main:
-                try:
-                    stack.enter_context(context)
-                except Exception as caught:
-                    error = caught
-            if self.world_size > 1:
-                [error] = broadcast_object_list([error])
-            if error:
-                raise error
+            self.run_on_main(lambda: stack.enter_context(context))
             yield
 
-    def wait(self) -> None:
-        """Wait until every process is here."""
-        self.accelerator.wait_for_everyone()
+    def run_on_main(self, act: Callable[[], T]) -> T:
+        """Call a function on the main process alone; what it returns, every process gets.
+
+        Raises:
+            Exception: The main process's own, on every process: the others would wait for it without end.
+        """
+        result: T | None = None
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                result = act()
+            except Exception as caught:
+                error = caught
+        if self.world_size > 1:
+            result, error = broadcast_object_list([result, error])
+        if error:
+            raise error
+        return result  # type: ignore[return-value]
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with the parts that other processes hold; every process must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(whole_tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This process's part of a tensor that every process has whole, cut as another one is."""
+    if isinstance(like, DTensor):
+        mesh, placements = like.device_mesh, like.placements
+        return distribute_tensor(whole_tensor.to(like.device), mesh, placements, src_data_rank=None)
+    return whole_tensor
+
+
+def _check_world_size(asked: int | None, got: int) -> None:
+    """Refuse to train alone what was meant for several processes."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise ConfigError(f"trainer.sharding: accelerate is told to shard; use trainer.sharding={Sharding.fsdp2.value}")
+    if asked is not None and asked != got:
+        raise ConfigError(
+            f"trainer.num_processes={asked}: there are {got}; start them with torchrun --nproc-per-node={asked} "
+            "(accelerate launch --cpu starts one process whatever -n says)"
+        )

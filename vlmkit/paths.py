@@ -42,6 +42,11 @@ class RunPaths:
         return self.root / "bad_samples.jsonl"
 
     @property
+    def bad_steps(self) -> Path:
+        """One JSON object for each step whose loss or gradient could not be."""
+        return self.root / "bad_steps.jsonl"
+
+    @property
     def lock(self) -> Path:
         """Held by the process that trains here."""
         return self.root / ".lock"

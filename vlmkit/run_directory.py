@@ -27,6 +27,16 @@ NOT_IDENTITY = (
     "dataset.max_bad_share",
     "trainer.eval_interval",
     "trainer.max_val_packs",
+    "trainer.num_processes",
+    "trainer.sharding",
+    "trainer.compile",
+    "trainer.activation_checkpointing",
+    "trainer.on_bad_step",
+    "trainer.spike_margin",
+    "trainer.keep_last",
+    "trainer.keep_every",
+    "trainer.keep_best",
+    "trainer.save_in_background",
 )
 # A step may be split in other ways over processes and micro-batches; its packs must stay as many (see data_keys).
 SPLIT_OF_A_STEP = ("trainer.batch_size", "trainer.gradient_accumulation_steps")

@@ -38,30 +38,41 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
     from vlmkit.tracking.provenance import record_start
     from vlmkit.tracking.quiet import quiet_libraries
     from vlmkit.tracking.sinks import build_tracker
-    from vlmkit.training.callbacks import LogMetrics, SaveCheckpoints, ShowProgress, Validate, WatchBadSamples
-    from vlmkit.training.checkpoint import Checkpoints
+    from vlmkit.training.callbacks import (
+        EndRow,
+        LogMetrics,
+        SaveCheckpoints,
+        ShowProgress,
+        Validate,
+        WatchBadSamples,
+        WatchBadSteps,
+    )
+    from vlmkit.training.checkpoint import Checkpoints, choose_start, load_weights
     from vlmkit.training.loop import Callback, Trainer, run_steps
-    from vlmkit.training.optim import build_optimizer
     from vlmkit.training.summary import describe_run, last_words, what_was_met
 
     quiet_libraries()
     total, interval = config.trainer.max_training_steps, config.trainer.eval_interval
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
-        ranks = stack.enter_context(Ranks(config.trainer.precision, config.seed))
+        ranks = stack.enter_context(Ranks(config.trainer, config.seed))
         screen = Screen(ranks.is_main)
         stack.enter_context(ranks.on_main(claim(paths, config)))
+        begin_from = ranks.run_on_main(lambda: choose_start(paths, config.resume, total))
 
         tokenizer = load_tokenizer(config.model.tokenizer)
         layout = ImageLayout.from_config(config.model)
         encoder = ChatEncoder(tokenizer, layout)
         model = PackedVLM(build_model(config.model, tokenizer), layout)
+        if begin_from:
+            load_weights(model.hf, begin_from)
         data = build_training_data(config, encoder, ranks.rank, ranks.world_size, screen.watch("measuring samples"))
+        trainer = Trainer(model, config, ranks)
         data_keys = run_directory.data_keys(config, data.packs_per_step, data.contents(tokenizer))
-        trainer = Trainer(model, build_optimizer(model.hf, config.optimizer), config.optimizer, total, ranks)
-        checkpoints = Checkpoints(paths, model, tokenizer, layout, trainer.optimizer, ranks, data_keys)
-        checkpoints.remove_half_written()
-        start = checkpoints.resume(config.resume, total, data.start)
+        checkpoints = stack.enter_context(
+            Checkpoints(paths, config.trainer, trainer, tokenizer, layout, ranks, data_keys)
+        )
+        start = checkpoints.restore(begin_from, data.start)
         tracker = stack.enter_context(
             build_tracker(config.logger, paths, plain_config(config), start.step, ranks.is_main)
         )
@@ -71,23 +82,28 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
 
         known_bad = data.bad if ranks.is_main else ()
         bad_samples = WatchBadSamples(paths.bad_samples, config.dataset.max_bad_share, known_bad, start.step)
+        validate = Validate(model, data.validation, interval, total, tracker, screen, ranks)
         with StepBar(screen, total, start.step, config.trainer.stats_log_interval) as bar:
             callbacks: list[Callback] = [
+                WatchBadSteps(paths.bad_steps, config.trainer.on_bad_step, start.step, screen, ranks),
                 LogMetrics(tracker, screen, config, data.counts),
                 bad_samples,
                 ShowProgress(bar, total),
-                Validate(model, data.validation, interval, total, tracker, screen, ranks),
-                SaveCheckpoints(checkpoints.save, interval, total),
+                validate,
+                EndRow(tracker),
+                SaveCheckpoints(checkpoints.save, validate.loss_at, interval, total),
             ]
             end = run_steps(trainer, data.steps_from(start.position), start, callbacks, stop, ranks)
-        if start.step < end.step < total:
+        if end.step > start.step:
             checkpoints.save(end)
+        checkpoints.finish()
         if end.step == total and config.trainer.final_test and data.test:
             result = load_test(paths, total) if start.step == total else None
             if result is None and (
                 result := run_test(model, encoder, data.test, data.rows(), total, ranks, screen, stop)
             ):
                 tracker.log(total, result.metrics)
+                tracker.end_step()
                 if ranks.is_main:
                     save_test(paths, result)
             if result:

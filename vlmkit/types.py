@@ -6,6 +6,7 @@ Shape letters: B packs of a micro-batch, T tokens of a pack, I tiles, H and W pi
 V vocabulary, N labelled tokens.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -50,6 +51,14 @@ class Encoded:
     labels: list[int]
 
 
+DIGEST_BITS = 40  # the sums of a few thousand processes are still exact as float64
+
+
+def add_digests(digests: Iterable[int]) -> int:
+    """The digest of several packs or batches together; it does not depend on their order."""
+    return sum(digests) % 2**DIGEST_BITS
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One micro-batch of packs, padded to the longest.
@@ -64,6 +73,9 @@ class Batch:
     tiles: torch.Tensor  # uint8 [I, H, W, 3], in the order of their tokens
     num_samples: int
     num_images: int
+    num_pairs: int = 0  # sum of the squares of the samples' lengths
+    names: tuple[tuple[str, ...], ...] = ()  # of the samples of each pack
+    digest: int = 0  # of names and ids, whatever the padding and however the packs are split: see add_digests
     bad: tuple[BadSampleError, ...] = ()  # samples that were to be in it and could not be read
     lateness: int = 0  # places that the most delayed sample comes after its turn
 

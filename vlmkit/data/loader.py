@@ -53,9 +53,13 @@ class Shard:
         at_once = self.world_size * self.batch_size
         return [_dealt(group, self.world_size)[self.rank] for group in _groups(heaviest_first, at_once)]
 
-    def own(self, packs: Iterable[T]) -> list[T]:
-        """This process's share of packs that are not part of a step."""
-        return [pack for number, pack in enumerate(packs) if number % self.world_size == self.rank]
+    def equal_share(self, packs: Sequence[Sequence[T]]) -> list[Sequence[T]]:
+        """This process's share of packs that are not part of a step; empty packs make all shares as long.
+
+        A model that is sharded over the processes runs only on all of them at once.
+        """
+        missing = -len(packs) % self.world_size
+        return [*packs, *[()] * missing][self.rank :: self.world_size]
 
     @property
     def lanes(self) -> list[int]:

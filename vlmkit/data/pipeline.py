@@ -156,7 +156,12 @@ def _planned(
         packs_per_step=shard.packs_per_step,
         start=Position(),
         validation=ValidationSet(
-            [pack.visits for pack in shard.own(val_packs)], sources, encoder, shard.batch_size, workers, pad_left
+            shard.equal_share([pack.visits for pack in val_packs]),
+            sources,
+            encoder,
+            shard.batch_size,
+            workers,
+            pad_left,
         ),
         counts=counts,
         bad=bad,
@@ -191,7 +196,7 @@ def _streamed(config: TrainConfig, sources: Sequence[Source], encoder: ChatEncod
 
 def _held_out_packs(
     samples: Iterable[tuple[Loaded, Size]], packer: KnapsackPacker, config: TrainConfig, shard: Shard
-) -> list[list[Loaded]]:
+) -> list[Sequence[Loaded]]:
     """Packs of held-out samples, as many as validation takes; those of this process."""
     waiting: dict[int, Loaded] = {}
 
@@ -201,7 +206,7 @@ def _held_out_packs(
             yield size
 
     packs = ([waiting.pop(number) for number in numbers] for numbers in packer.pack(sizes()))
-    return shard.own(islice(packs, config.trainer.max_val_packs))
+    return shard.equal_share(list(islice(packs, config.trainer.max_val_packs)))
 
 
 def _check_bad(bad: Sequence[BadSampleError], num_rows: int, config: TrainConfig) -> None:

@@ -1,5 +1,6 @@
 """What a loader process does with packs: samples → one Batch. It keeps no state between two calls."""
 
+import hashlib
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from vlmkit.data.augment import Augmentation
 from vlmkit.errors import BadSampleError
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.images import ImageLayout, load_image, write_tiles
-from vlmkit.types import IGNORED_LABEL, Batch, Encoded, Sample
+from vlmkit.types import DIGEST_BITS, IGNORED_LABEL, Batch, Encoded, Sample, add_digests
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
+    name: str
     encoded: Encoded
     pictures: list[Image.Image]  # decoded
 
@@ -56,6 +58,8 @@ def build_batch(
     labels = torch.full(shape, IGNORED_LABEL)
     position_ids = torch.arange(shape[1]).repeat(len(packs), 1)
     segment_ids = torch.full(shape, -1)
+    names = [tuple(one.name for one in together) for together in prepared]
+    digests = []
     for row, together in enumerate(prepared):
         start = shape[1] - lengths[row] if pad_left else 0
         for segment, one in enumerate(together):
@@ -64,6 +68,7 @@ def build_batch(
             position_ids[row, start:end] = torch.arange(end - start)
             segment_ids[row, start:end] = segment
             start = end
+        digests.append(_digest(names[row], input_ids[row, start - lengths[row] : start]))
     pictures = [picture for together in prepared for one in together for picture in one.pictures]
     return Batch(
         input_ids=input_ids,
@@ -73,6 +78,9 @@ def build_batch(
         tiles=_cut(pictures, encoder.layout),
         num_samples=sum(map(len, prepared)),
         num_images=len(pictures),
+        num_pairs=sum(len(one.encoded.input_ids) ** 2 for together in prepared for one in together),
+        names=tuple(names),
+        digest=add_digests(digests),
         bad=tuple(bad),
     )
 
@@ -97,6 +105,9 @@ def join_batches(parts: Sequence[Batch], pad_id: int, pad_left: bool) -> Batch:
         tiles=torch.cat([part.tiles for part in parts]),
         num_samples=sum(part.num_samples for part in parts),
         num_images=sum(part.num_images for part in parts),
+        num_pairs=sum(part.num_pairs for part in parts),
+        names=tuple(pack for part in parts for pack in part.names),
+        digest=add_digests(part.digest for part in parts),
         bad=tuple(error for part in parts for error in part.bad),
         lateness=max(part.lateness for part in parts),
     )
@@ -123,7 +134,7 @@ def _prepare(loaded: Loaded, encoder: ChatEncoder, augmentation: Augmentation | 
     encoded = loaded.encoded
     if encoded is None:
         encoded = encoder.encode_sample(sample.turns, [encoder.layout.grid(*picture.size) for picture in pictures])
-    return _Prepared(encoded, pictures)
+    return _Prepared(sample.name, encoded, pictures)
 
 
 def _cut(pictures: Sequence[Image.Image], layout: ImageLayout) -> torch.Tensor:
@@ -139,6 +150,12 @@ def _cut(pictures: Sequence[Image.Image], layout: ImageLayout) -> torch.Tensor:
     for picture, place in zip(pictures, tiles.split(counts), strict=True):
         write_tiles(picture, layout, place.numpy())
     return tiles
+
+
+def _digest(names: Sequence[str], input_ids_T: torch.Tensor) -> int:
+    """A number that changes with the samples of a pack, their order and what was taken of them."""
+    text = "\n".join(names).encode() + b"\0" + input_ids_T.numpy().tobytes()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=DIGEST_BITS // 8).digest(), "little")
 
 
 def _write(encoded: Encoded, input_ids_T: torch.Tensor, labels_T: torch.Tensor) -> None:

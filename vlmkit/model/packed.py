@@ -23,6 +23,11 @@ class PackedVLM(nn.Module):
         self.hf = hf
         self._mean, self._std = layout.mean, layout.std
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Its layers: of the vision tower, then of the language model."""
+        return [*self.hf.model.vision_model.encoder.layers, *self.hf.model.text_model.layers]
+
     def forward(self, batch: Batch) -> torch.Tensor:
         """Loss summed over the labelled tokens of the micro-batch: float32 scalar."""
         hidden_BTD = self.hf.model.text_model(

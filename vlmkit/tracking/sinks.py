@@ -35,7 +35,7 @@ class JsonlTracker:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append a line; NaN and infinities become null, as JSON has none."""
-        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        finite = {key: finite_or_none(value) for key, value in metrics.items()}
         self._file.write(json.dumps({STEP_KEY: step, **finite}) + "\n")
 
     def close(self) -> None:
@@ -85,6 +85,9 @@ class Trackers:
         for tracker in self._trackers:
             tracker.log(step, metrics)
 
+    def end_step(self) -> None:
+        """TEMPORARY"""
+
     def __enter__(self) -> Self:
         return self
 
@@ -131,6 +134,11 @@ def wandb_run_id(paths: RunPaths) -> str:
         with whole_file(paths.wandb_run_id) as temporary:
             temporary.write_text(os.urandom(6).hex())
     return paths.wandb_run_id.read_text()
+
+
+def finite_or_none(value: float) -> float | None:
+    """A number that JSON has: None for NaN and infinities."""
+    return value if math.isfinite(value) else None
 
 
 def keep_lines_up_to(path: Path, step: int, step_key: str) -> None:

@@ -7,13 +7,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from vlmkit.config import RATING_AXES, TrainConfig
+from vlmkit.config import RATING_AXES, OnBadStep, TrainConfig
 from vlmkit.data.ratings import FilterCounts
 from vlmkit.distributed import Ranks
-from vlmkit.errors import BadSampleError, DataError, describe_counts
+from vlmkit.errors import BadSampleError, DataError, UserError, describe_counts
 from vlmkit.model.packed import PackedVLM
 from vlmkit.tracking.console import Screen, StepBar
-from vlmkit.tracking.sinks import Trackers, keep_lines_up_to
+from vlmkit.tracking.sinks import Trackers, finite_or_none, keep_lines_up_to
 from vlmkit.training.loop import Progress, StepStats, compute_val_loss
 from vlmkit.training.totals import Sums, summarise
 from vlmkit.types import Batch
@@ -38,7 +38,9 @@ class LogMetrics:
         metrics = {
             "batch_loss": stats.loss,
             "grad_norm": stats.grad_norm,
+            **{f"grad_norm_{part}": norm for part, norm in stats.grad_norms.items()},
             "tokens_per_second": stats.sums.tokens / stats.sums.seconds,
+            "data_hash": stats.data_hash,
             **{f"lr_{part}": lr for part, lr in stats.learning_rates.items()},
         }
         filtered = filter_stats(self._known if self._known.samples else stats.totals.counts)
@@ -51,7 +53,7 @@ class LogMetrics:
         if (epoch := stats.ended_epoch) is not None:
             metrics |= {
                 "epoch": float(stats.position.epoch - 1),
-                "epoch_loss": epoch.loss / epoch.steps,
+                "epoch_loss": epoch.mean_loss,
                 "epoch_duration": epoch.seconds,
                 "epoch_tokens_per_second": epoch.tokens / epoch.seconds,
             }
@@ -81,6 +83,7 @@ def window_stats(window: Sequence[StepStats], seq_length: int) -> dict[str, floa
         "data_seconds_max": max(stats.data.max for stats in window),
         "compute_seconds_mean": sum(stats.compute.mean for stats in window) / len(window),
         "compute_seconds_max": max(stats.compute.max for stats in window),
+        "peak_memory_gb": max(stats.peak_memory_gb for stats in window),
     }
 
 
@@ -92,6 +95,37 @@ def filter_stats(counts: FilterCounts) -> dict[str, float]:
         "filtered_turns_ratio": 1 - counts.kept_turns / max(counts.turns, 1),
         **{f"below_{axis}_ratio": below / max(counts.turns, 1) for axis, below in shares},
     }
+
+
+class WatchBadSteps:
+    """Names the samples of a step whose loss or gradient cannot be in RUN/bad_steps.jsonl, and ends the run if it is to."""
+
+    def __init__(self, path: Path, action: OnBadStep, resumed_step: int, screen: Screen, ranks: Ranks) -> None:
+        self._path = path
+        self._action = action
+        self._screen = screen
+        self._ranks = ranks
+        if ranks.is_main and path.exists():
+            keep_lines_up_to(path, resumed_step, "step")
+
+    def after_step(self, stats: StepStats) -> None:
+        """Write it down.
+
+        Raises:
+            UserError: The step is bad, and the run is to stop.
+        """
+        if stats.fault is None:
+            return
+        samples = self._ranks.gather(list(stats.names))
+        norms = {part: finite_or_none(norm) for part, norm in stats.grad_norms.items()}
+        line = {"step": stats.step, "fault": stats.fault, "grad_norms": norms, "samples": samples}
+        if self._ranks.is_main:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        what = f"step {stats.step}: {stats.fault}; its {len(samples)} samples are named in {self._path}"
+        if self._action is OnBadStep.stop:
+            raise UserError(f"{what}; trainer.on_bad_step=skip goes on without such steps")
+        self._screen.say(f"warning: {what}")
 
 
 class WatchBadSamples:
@@ -184,6 +218,11 @@ class Validate:
         self._tracker = tracker
         self._screen = screen
         self._ranks = ranks
+        self._losses: dict[int, float] = {}
+
+    def loss_at(self, step: int) -> float | None:
+        """The validation loss at a step; None if it was not computed."""
+        return self._losses.get(step)
 
     def after_step(self, stats: StepStats) -> None:
         """Compute and log, if it is due."""
@@ -191,19 +230,38 @@ class Validate:
             return
         loss = compute_val_loss(self._model, self._batches, self._ranks)
         if not math.isnan(loss):
+            self._losses[stats.step] = loss
             self._tracker.log(stats.step, {"val_loss": loss})
             self._screen.say(f"step {stats.step}: validation loss {loss:.4f}")
+
+
+class EndRow:
+    """Writes the step's metrics down, all in one row; before its checkpoint, which a run may go on from."""
+
+    def __init__(self, tracker: Trackers) -> None:
+        self._tracker = tracker
+
+    def after_step(self, stats: StepStats) -> None:
+        """Write the row."""
+        self._tracker.end_step()
 
 
 class SaveCheckpoints:
     """A checkpoint at intervals and at the last step."""
 
-    def __init__(self, save: Callable[[Progress], None], interval: int, last_step: int) -> None:
+    def __init__(
+        self,
+        save: Callable[[Progress], None],
+        val_loss_at: Callable[[int], float | None],
+        interval: int,
+        last_step: int,
+    ) -> None:
         self._save = save
+        self._val_loss_at = val_loss_at
         self._interval = interval
         self._last_step = last_step
 
     def after_step(self, stats: StepStats) -> None:
         """Save, if it is due."""
         if stats.step % self._interval == 0 or stats.step == self._last_step:
-            self._save(Progress(stats.step, stats.position, stats.totals))
+            self._save(Progress(stats.step, stats.position, stats.totals, self._val_loss_at(stats.step)))

@@ -4,165 +4,328 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from vlmkit.config import TrainerConfig
 from vlmkit.data.loader import LanePositions
 from vlmkit.data.state import position_from_json, position_to_json
-from vlmkit.distributed import Ranks
+from vlmkit.distributed import Ranks, shard_like, whole
 from vlmkit.errors import ConfigError, UserError
-from vlmkit.model.packed import PackedVLM
 from vlmkit.paths import PROCESSOR, TRAINER_STATE, RunPaths
 from vlmkit.processing.images import ImageLayout
 from vlmkit.processing.tokenizer import ChatTokenizer
-from vlmkit.training.loop import DataPosition, Progress
+from vlmkit.training.loop import DataPosition, Progress, Trainer
 from vlmkit.training.totals import Totals
 
 OPTIMIZER_FILE = "optimizer.pt"
+RNG_FILE = "rng.pt"
 PROGRESS_FILE = "progress.json"
 
 
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """All that a checkpoint holds, in memory of the main process's own."""
+
+    progress: Progress
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    rng: list[dict[str, torch.Tensor]]  # of each process
+
+
 class Checkpoints:
-    """The checkpoints of one run: everything that is saved, and where."""
+    """The checkpoints of one run: what is saved, when it is whole, which are kept.
+
+    While entered it may write in the background; leaving waits for that.
+    """
 
     def __init__(
         self,
         paths: RunPaths,
-        model: PackedVLM,
+        config: TrainerConfig,
+        trainer: Trainer,
         tokenizer: ChatTokenizer,
         layout: ImageLayout,
-        optimizer: torch.optim.Optimizer,
         ranks: Ranks,
         data_keys: dict[str, Any],
     ) -> None:
         self._paths = paths
-        self._model = model
+        self._config = config
+        self._hf = trainer.model.hf
+        self._optimizer = trainer.optimizer
         self._tokenizer = tokenizer
         self._layout = layout
-        self._optimizer = optimizer
         self._ranks = ranks
         self._data_keys = data_keys  # all that a position in the data depends on
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+        self._newest_step = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._writer.shutdown(wait=True)
+        if error is None:
+            self.finish()
 
     def save(self, progress: Progress) -> None:
-        """Write checkpoints/step_N under a temporary name, then rename it; the main process writes, all wait.
+        """Write checkpoints/step_N under a temporary name, then rename it, then remove what need not be kept.
+
+        The main process writes, all wait; with ``save_in_background`` they wait only for the copy in memory.
 
         Raises:
-            UserError: It cannot be written; the usual cause is a full disk.
+            UserError: It, or the one before in the background, cannot be written; the usual cause is a full disk.
         """
-        target = self._paths.checkpoint(progress.step)
+        self.finish()
+        if progress.step == self._newest_step:
+            return
+        self._newest_step = progress.step
+        snapshot = self._snapshot(progress)
+        if self._config.save_in_background:
+            if self._ranks.is_main:
+                self._writing = self._writer.submit(self._write, snapshot)
+        else:
+            self._ranks.run_on_main(lambda: self._write(snapshot))
+
+    def finish(self) -> None:
+        """Wait for what is written in the background.
+
+        Raises:
+            UserError: It could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if self._config.save_in_background:
+            self._ranks.run_on_main(writing.result if writing else lambda: None)
+
+    def restore(self, folder: Path | None, beginning: DataPosition) -> Progress:
+        """Take optimizer, random states and the place in the data from a checkpoint whose weights the model has.
+
+        Args:
+            folder: The checkpoint; None: begin.
+            beginning: Of the data.
+
+        Raises:
+            ConfigError: The place in the data belongs to another config.
+            UserError: The checkpoint is damaged or does not fit.
+        """
+        if folder is None:
+            return Progress(0, beginning)
+        state = folder / TRAINER_STATE
+        try:
+            progress = json.loads((state / PROGRESS_FILE).read_text())
+            load_optimizer_state(self._optimizer, _load_tensors(state / OPTIMIZER_FILE))
+            restore_rng(_load_tensors(state / RNG_FILE), self._ranks)
+            position = position_from_json(progress["position"])
+            totals = Totals.from_json(progress["totals"])
+            data_keys = dict(progress["data_keys"])
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnpicklingError) as error:
+            raise damaged(folder, error) from error
+        for key in self._data_keys | data_keys:
+            there, here = data_keys.get(key), self._data_keys.get(key)
+            if there != here:
+                raise ConfigError(
+                    f"{folder}: its place in the data belongs to another config: {key}={there} there, {here} here; "
+                    f"model.init_from={folder} takes the weights alone and begins at step 1"
+                )
+        self._newest_step = progress["step"]
+        return Progress(progress["step"], position, totals)
+
+    def _snapshot(self, progress: Progress) -> _Snapshot:
+        """The state now, gathered from all processes; the next step does not change it."""
         if isinstance(progress.position, LanePositions):
             lanes = dict(self._ranks.gather(list(progress.position.lanes.items())))
             progress = replace(progress, position=LanePositions(lanes))
-        if self._ranks.is_main and not target.exists():
-            temporary = target.with_name(f".{target.name}.tmp")
-            try:
-                self._write(temporary, progress)
-                for path in (temporary, *temporary.rglob("*")):
-                    _flush_to_disk(path)  # or the rename could overtake the contents
-                temporary.rename(target)
-                _flush_to_disk(target.parent)
-            except (OSError, SafetensorError) as error:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise UserError(
-                    f"{target}: cannot write this checkpoint: {error}; the same command goes on from the one before"
-                ) from error
-        self._ranks.wait()
 
-    def resume(self, resume: str, max_steps: int, start: DataPosition) -> Progress:
-        """Go on from the run's newest checkpoint, else from the one that ``resume`` names, else from the start.
+        def kept(tensor: torch.Tensor) -> torch.Tensor | None:
+            gathered = whole(tensor.detach())  # by all processes, also where it is not kept
+            if not self._ranks.is_main:
+                return None
+            return gathered.to("cpu", copy=self._config.save_in_background)
 
-        Raises:
-            ConfigError: ``resume`` is never and the run has checkpoints, or names one past the last step.
-            UserError: A checkpoint is damaged or does not fit the model.
-        """
-        newest = newest_checkpoint(self._paths)
-        if newest and resume == "never":
-            raise ConfigError(f"resume=never: {self._paths.root} has checkpoints; choose another run_dir")
-        if newest:
-            return self._load(newest)
-        if resume in ("auto", "never"):
-            return Progress(0, start)
-        begun = self._load(Path(resume).expanduser())
-        if begun.step >= max_steps:
-            raise ConfigError(f"resume={resume}: is at step {begun.step}; trainer.max_training_steps={max_steps}")
-        return begun
+        weights = {name: kept(parameter) for name, parameter in self._hf.named_parameters()}
+        optimizer = self._optimizer.state_dict()
+        optimizer["state"] = {
+            number: {name: kept(value) for name, value in state.items()} for number, state in optimizer["state"].items()
+        }
+        return _Snapshot(progress, weights, optimizer, self._ranks.gather([rng_state()]))  # type: ignore[arg-type]
 
-    def remove_half_written(self) -> None:
-        """Remove what a killed save left behind; only the process that holds the run directory may."""
-        if self._ranks.is_main:
-            for folder in self._paths.checkpoints.glob(".step_*.tmp"):
-                shutil.rmtree(folder)
+    def _write(self, snapshot: _Snapshot) -> None:
+        target = self._paths.checkpoint(snapshot.progress.step)
+        temporary = target.with_name(f".{target.name}.tmp")
+        try:
+            self._write_files(temporary, snapshot)
+            for path in (temporary, *temporary.rglob("*")):
+                _flush_to_disk(path)  # or the rename could overtake the contents
+            temporary.rename(target)
+            _flush_to_disk(target.parent)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise UserError(
+                f"{target}: cannot write this checkpoint: {error}; the same command goes on from the one before"
+            ) from error
+        remove_surplus(self._paths, self._config)
 
-    def _write(self, folder: Path, progress: Progress) -> None:
+    def _write_files(self, folder: Path, snapshot: _Snapshot) -> None:
         state = folder / TRAINER_STATE
         state.mkdir(parents=True)
-        self._model.hf.save_pretrained(folder)
+        self._hf.save_pretrained(folder, state_dict=snapshot.weights)
         self._tokenizer.save(folder)
         (folder / PROCESSOR).write_text(json.dumps(asdict(self._layout), indent=2) + "\n")
-        with (state / OPTIMIZER_FILE).open("wb") as file:
-            try:
-                torch.save(self._optimizer.state_dict(), file)
-            except RuntimeError as error:  # that it lost its place; what the disk said is the error before
-                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-        position = position_to_json(progress.position)
+        _save_tensors(snapshot.optimizer, state / OPTIMIZER_FILE)
+        _save_tensors(snapshot.rng, state / RNG_FILE)
+        progress = snapshot.progress
         written = {
             "step": progress.step,
-            "position": position,
+            "val_loss": progress.val_loss,
+            "position": position_to_json(progress.position),
             "totals": asdict(progress.totals),
             "data_keys": self._data_keys,
         }
         (state / PROGRESS_FILE).write_text(json.dumps(written, separators=(",", ":")) + "\n")
 
-    def _load(self, folder: Path) -> Progress:
-        state = folder / TRAINER_STATE
-        hyperparameters = [_hyperparameters(group) for group in self._optimizer.param_groups]
-        try:
-            progress = json.loads((state / PROGRESS_FILE).read_text())
-            weights = load_file(folder / "model.safetensors")
-            # The head is the embedding: transformers saves the shared weight once.
-            missing, unexpected = self._model.hf.load_state_dict(weights, strict=False)
-            optimizer_state = torch.load(state / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
-            self._optimizer.load_state_dict(optimizer_state)
-            position = position_from_json(progress["position"])
-            totals = Totals.from_json(progress["totals"])
-            data_keys = dict(progress["data_keys"])
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnpicklingError, SafetensorError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(
-                f"{folder}: cannot resume from this checkpoint: {lines[-1].strip()}; without it the run goes on from "
-                "the one before"
-            ) from error
-        wrong = [name for name in [*missing, *unexpected] if name != "lm_head.weight"]
-        if wrong:
-            raise UserError(f"{folder}: the checkpoint does not fit the configured model: {wrong[0]}")
-        for key in self._data_keys | data_keys:
-            there, here = data_keys.get(key), self._data_keys.get(key)
-            if there != here:
-                raise ConfigError(
-                    f"{folder}: its place in the data belongs to another config: {key}={there} there, {here} here"
-                )
-        for group, configured in zip(self._optimizer.param_groups, hyperparameters, strict=True):
-            group.update(configured)  # load_state_dict brought those of the saved run
-        return Progress(progress["step"], position, totals)
+
+def choose_start(paths: RunPaths, resume: str, max_steps: int) -> Path | None:
+    """Remove what is half-written, and find the checkpoint to go on from: the run's newest, else the one that ``resume`` names, else None.
+
+    Raises:
+        ConfigError: ``resume`` is never and the run has checkpoints, or names one past the last step.
+        UserError: The one that it names does not say its step.
+    """
+    remove_half_written(paths)
+    newest = newest_checkpoint(paths)
+    if newest and resume == "never":
+        raise ConfigError(f"resume=never: {paths.root} has checkpoints; choose another run_dir")
+    if newest or resume in ("auto", "never"):
+        return newest
+    named = Path(resume).expanduser()
+    step = _read_progress(named)["step"]
+    if step >= max_steps:
+        raise ConfigError(f"resume={resume}: is at step {step}; trainer.max_training_steps={max_steps}")
+    return named
 
 
-def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in group.items() if name != "params"}
+def load_weights(hf: torch.nn.Module, folder: Path) -> None:
+    """Take the weights of a checkpoint.
+
+    Raises:
+        UserError: It is damaged or does not fit the model.
+    """
+    try:
+        weights = load_file(folder / "model.safetensors")
+        # The head is the embedding: transformers saves the shared weight once.
+        missing, unexpected = hf.load_state_dict(weights, strict=False)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise damaged(folder, error) from error
+    wrong = [name for name in [*missing, *unexpected] if name != "lm_head.weight"]
+    if wrong:
+        raise UserError(f"{folder}: the checkpoint does not fit the configured model: {wrong[0]}")
 
 
 def newest_checkpoint(paths: RunPaths) -> Path | None:
     """The checkpoint of the highest step, or None."""
-    found = {}
-    for folder in paths.checkpoints.glob("step_*"):
-        if match := re.fullmatch(r"step_(\d+)", folder.name):
-            found[int(match[1])] = folder
+    found = all_checkpoints(paths)
     return found[max(found)] if found else None
+
+
+def all_checkpoints(paths: RunPaths) -> dict[int, Path]:
+    """Step → folder, of every whole checkpoint."""
+    folders = {folder: re.fullmatch(r"step_(\d+)", folder.name) for folder in paths.checkpoints.glob("step_*")}
+    return {int(match[1]): folder for folder, match in folders.items() if match}
+
+
+def remove_half_written(paths: RunPaths) -> None:
+    """Remove what a killed save, or a killed removal, left behind; only who holds the run directory may."""
+    for folder in paths.checkpoints.glob(".step_*.tmp"):
+        shutil.rmtree(folder)
+
+
+def remove_surplus(paths: RunPaths, config: TrainerConfig) -> None:
+    """Remove the checkpoints that are neither among the newest, nor at a kept step, nor the best on validation."""
+    if config.keep_last is None:
+        return
+    found = all_checkpoints(paths)
+    keep = set(sorted(found)[-config.keep_last :])
+    if config.keep_every:
+        keep |= {step for step in found if step % config.keep_every == 0}
+    if config.keep_best:
+        losses = {step: _read_progress(folder)["val_loss"] for step, folder in found.items()}
+        known = {step: loss for step, loss in losses.items() if loss is not None}
+        keep |= {min(known, key=lambda step: known[step])} if known else set()
+    for step in found.keys() - keep:
+        hidden = found[step].with_name(f".{found[step].name}.tmp")
+        found[step].rename(hidden)  # a removal that is killed leaves nothing that looks whole
+        shutil.rmtree(hidden)
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take moments and step counts; rates and the like stay as configured. Each process takes its part of a tensor."""
+    configured = [_hyperparameters(group) for group in optimizer.param_groups]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, state in saved["state"].items():
+        like = parameters[number]
+        for name, value in state.items():
+            if value.shape == like.shape:  # not the step count
+                state[name] = shard_like(value, like)
+    optimizer.load_state_dict(saved)
+    for group, own in zip(optimizer.param_groups, configured, strict=True):
+        group.update(own)
+
+
+def rng_state() -> dict[str, torch.Tensor]:
+    """The random state of this process: of the CPU, and of its GPU if it has one."""
+    gpu = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state(), **gpu}
+
+
+def restore_rng(of_ranks: list[dict[str, torch.Tensor]], ranks: Ranks) -> None:
+    """Go on with the random state of the process of the same number; with another number of processes there is none."""
+    if len(of_ranks) != ranks.world_size:
+        return
+    own = of_ranks[ranks.rank]
+    torch.set_rng_state(own["cpu"])
+    if "cuda" in own and torch.cuda.is_available():
+        torch.cuda.set_rng_state(own["cuda"])
+
+
+def damaged(folder: Path, error: Exception) -> UserError:
+    """The error of a checkpoint that cannot be read."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return UserError(
+        f"{folder}: cannot resume from this checkpoint: {lines[-1].strip()}; without it the run goes on from the one "
+        "before"
+    )
+
+
+def _read_progress(folder: Path) -> dict[str, Any]:
+    try:
+        progress = json.loads((folder / TRAINER_STATE / PROGRESS_FILE).read_text())
+        return {"step": int(progress["step"]), "val_loss": progress["val_loss"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(folder, error) from error
+
+
+def _save_tensors(value: object, path: Path) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:  # that it lost its place; what the disk said is the error before
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
+def _load_tensors(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -1,10 +1,31 @@
 """Sums over the steps of a run. They are plain numbers and are saved with every checkpoint, so a stop loses none."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from vlmkit.data.ratings import FilterCounts
+
+
+@dataclass(frozen=True, slots=True)
+class LossLevel:
+    """Where the loss is: the exponential mean of the good steps' losses."""
+
+    DECAY: ClassVar[float] = 0.98  # about the last 50 steps count
+    ENOUGH: ClassVar[int] = 20  # steps from which on the mean means something
+
+    weighted: float = 0.0
+    steps: int = 0
+
+    def after(self, loss: float) -> "LossLevel":
+        """With one more loss."""
+        return LossLevel(self.DECAY * self.weighted + (1 - self.DECAY) * loss, self.steps + 1)
+
+    @property
+    def mean(self) -> float:
+        """The mean; infinite as long as there are too few losses for one."""
+        return self.weighted / (1 - self.DECAY**self.steps) if self.steps >= self.ENOUGH else math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,19 +33,28 @@ class Sums:
     """What some steps had, over all processes."""
 
     steps: int = 0
-    loss: float = 0.0  # sum of the steps' mean losses
+    bad_steps: int = 0  # of these, those whose loss or gradient could not be
+    loss: float = 0.0  # sum of the good steps' mean losses
     tokens: int = 0  # without padding
     padded_tokens: int = 0  # with padding
     packs: int = 0
     samples: int = 0
     images: int = 0
     tiles: int = 0
+    labelled: int = 0  # tokens that were learnt from
+    pairs: int = 0  # sum of the squares of the samples' lengths: attention's share of the work
     tile_imbalance: float = 0.0  # sum over the steps
     lateness: int = 0  # the most
     arrived: int = 0  # samples read, whether they are in a pack already or wait for one, and the unreadable ones
     bad: int = 0  # of these, the unreadable ones
     data_seconds: float = 0.0  # waiting for the loader: of the process that waited longest in each step
     compute_seconds: float = 0.0
+
+    @property
+    def mean_loss(self) -> float:
+        """Of the good steps; NaN if there are none."""
+        good = self.steps - self.bad_steps
+        return self.loss / good if good else math.nan
 
     @property
     def seconds(self) -> float:
@@ -40,18 +70,20 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums of the epoch that is going on and of the whole run, and what the filter did to a stream."""
+    """Sums of the epoch that is going on and of the whole run, what the filter did to a stream, the loss's level."""
 
     epoch: Sums = field(default_factory=Sums)
     run: Sums = field(default_factory=Sums)
     counts: FilterCounts = field(default_factory=FilterCounts)
+    level: LossLevel = field(default_factory=LossLevel)
 
     def after(self, step: Sums, counts: FilterCounts) -> "Totals":
         """With one more step."""
         merged = FilterCounts()
         merged.merge(self.counts)
         merged.merge(counts)
-        return Totals(self.epoch.plus(step), self.run.plus(step), merged)
+        level = self.level if step.bad_steps else self.level.after(step.loss)
+        return Totals(self.epoch.plus(step), self.run.plus(step), merged, level)
 
     def in_next_epoch(self) -> "Totals":
         """With an epoch that has no step yet."""
@@ -64,7 +96,12 @@ class Totals:
         Raises:
             KeyError, TypeError: They were not.
         """
-        return Totals(Sums(**value["epoch"]), Sums(**value["run"]), FilterCounts(**value["counts"]))
+        return Totals(
+            Sums(**value["epoch"]),
+            Sums(**value["run"]),
+            FilterCounts(**value["counts"]),
+            LossLevel(**value["level"]),
+        )
 
 
 def summarise(sums: Sums, seq_length: int) -> dict[str, float]:
@@ -80,5 +117,6 @@ def summarise(sums: Sums, seq_length: int) -> dict[str, float]:
         "utilisation": sums.tokens / (packs * seq_length),
         "lateness_max": sums.lateness,
         "bad_samples": sums.bad,
+        "bad_steps": sums.bad_steps,
         "data_wait_share": sums.data_seconds / seconds,
     }
