@@ -7,14 +7,17 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hypothesis import settings
 from omegaconf import OmegaConf
 from PIL import Image
 
-from vlmkit.config import ModelConfig
+from vlmkit.config import SCHEMAS, ModelConfig
 from vlmkit.paths import config_dir
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.images import ImageLayout
@@ -26,6 +29,14 @@ settings.load_profile("vlmkit")
 torch.set_num_threads(1)  # as tests run side by side
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def composed(command: str, *overrides: str) -> Any:
+    """The config of ``python -m vlmkit.<command>`` with these arguments."""
+    for name, (group, cls) in SCHEMAS.items():
+        ConfigStore.instance().store(name=name, node=cls, group=group)
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return OmegaConf.to_object(compose(command, overrides=list(overrides)))
 
 
 @pytest.fixture(scope="session")

@@ -3,27 +3,13 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from vlmkit.config import SCHEMAS, AugmentConfig, OptimizerConfig, PackingConfig, TrainConfig, TrainerConfig
+from tests.conftest import composed
+from vlmkit.config import SCHEMAS, AugmentConfig, OptimizerConfig, PackingConfig, TrainerConfig
 from vlmkit.paths import config_dir
 
 OPTIONS = sorted(path for path in config_dir().glob("*/*.yaml"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def schemas() -> None:
-    for name, (group, cls) in SCHEMAS.items():
-        ConfigStore.instance().store(name=name, node=cls, group=group)
-
-
-def composed(*overrides: str) -> TrainConfig:
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        config = OmegaConf.to_object(compose("train", overrides=list(overrides)))
-    assert isinstance(config, TrainConfig)
-    return config
 
 
 NEEDED = {
@@ -36,7 +22,7 @@ NEEDED = {
 @pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")
 def test_every_option_composes(path: Path) -> None:
     option = f"{path.parent.name}={path.stem}"
-    composed(option, *NEEDED.get(option, []))
+    composed("train", option, *NEEDED.get(option, []))
 
 
 def test_options_were_found() -> None:
@@ -58,7 +44,7 @@ def test_an_option_repeats_no_default(path: Path) -> None:
 
 
 def test_the_defaults_of_trainer_optimizer_and_packing_are_the_reference() -> None:
-    config = composed("trainer=default", "optimizer=adamw", "packing.seq_length=4096")
+    config = composed("train", "trainer=default", "optimizer=adamw", "packing.seq_length=4096")
     assert PackingConfig().seq_length == 4096
     assert (config.optimizer.lr_projector, config.optimizer.lr_vision, config.optimizer.lr_language) == (
         0.00512, 5e-5, 5e-5,
@@ -70,21 +56,21 @@ def test_the_defaults_of_trainer_optimizer_and_packing_are_the_reference() -> No
 
 
 def test_a_dataset_chooses_what_goes_with_it_and_the_command_line_comes_first() -> None:
-    assert composed().trainer.max_training_steps == 2100
-    assert composed().optimizer.lr_projector == 1e-3
-    assert composed("optimizer=adamw").optimizer == OptimizerConfig()
-    assert composed("trainer=default").trainer == TrainerConfig()
-    assert composed("trainer=default", "trainer.batch_size=3").trainer.batch_size == 3
+    assert composed("train").trainer.max_training_steps == 2100
+    assert composed("train").optimizer.lr_projector == 1e-3
+    assert composed("train", "optimizer=adamw").optimizer == OptimizerConfig()
+    assert composed("train", "trainer=default").trainer == TrainerConfig()
+    assert composed("train", "trainer=default", "trainer.batch_size=3").trainer.batch_size == 3
 
 
 def test_pictures_are_augmented_only_if_asked_for() -> None:
-    assert composed().dataset.augment == AugmentConfig(color_jitter=0, rotation_degrees=0)
-    asked = composed("dataset.augment.color_jitter=0.1", "dataset.augment.rotation_degrees=5")
+    assert composed("train").dataset.augment == AugmentConfig(color_jitter=0, rotation_degrees=0)
+    asked = composed("train", "dataset.augment.color_jitter=0.1", "dataset.augment.rotation_degrees=5")
     assert asked.dataset.augment == AugmentConfig(color_jitter=0.1, rotation_degrees=5)
 
 
 def test_the_recommended_filter_is_the_reference_s() -> None:
-    assert composed("filter=recommended").filter.minima == (3, 3, 2, 3)
+    assert composed("train", "filter=recommended").filter.minima == (3, 3, 2, 3)
 
 
 def flat(config: object, prefix: str = "") -> dict[str, object]:

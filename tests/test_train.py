@@ -28,7 +28,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def reproducible(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What must be the same in every run: everything but times."""
-    timed = ("second", "duration", "data_wait")
+    timed = ("second", "duration", "data_wait", "peak_memory", "mfu", "tflops")
     return [{key: value for key, value in row.items() if not any(word in key for word in timed)} for row in rows]
 
 
@@ -134,6 +134,17 @@ def test_kill_9_loses_no_more_than_what_came_after_the_last_checkpoint(
         file.write('{"global_step": 7, "batch_l')
     assert_goes_on_to_the_end(run, whole_run[0])
     first.communicate()
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_ends_the_run_and_its_samples_are_named(vlmkit: Run, tmp_path: Path) -> None:
+    done = vlmkit("train", "run_dir=run", *QUICK, "optimizer.lr_language=1e30")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: step 2: the loss is nan; its 24 samples are named in ")
+    assert len(done.stderr.splitlines()) == 1
+    [line] = (tmp_path / "run" / "bad_steps.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 2
+    assert len(json.loads(line)["samples"]) == 24
 
 
 @pytest.mark.slow

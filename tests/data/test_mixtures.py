@@ -4,16 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import composed
 from tests.data.datasets import some_rows, write_parquet, write_shards
-from tests.test_configs import composed, schemas
 from vlmkit.config import HubConfig, LocalConfig, MixtureConfig, TrainConfig
 from vlmkit.data.pipeline import TrainingData, build_training_data
 from vlmkit.errors import ConfigError, DataError
 from vlmkit.local_files import check_files
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.tracking.quiet import quiet_libraries
-
-__all__ = ["schemas"]  # a fixture
 
 
 @pytest.fixture
@@ -31,7 +29,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def mixture(folder: Path, *more: str) -> TrainConfig:
-    return composed(
+    config: TrainConfig = composed(
+        "train",
         "dataset=mixture",
         f"+dataset.parts.files={{dataset: local, weight: 3, path: {folder}/a.parquet}}",
         f"+dataset.parts.folders={{dataset: shards, weight: 1, path: {folder}/shards}}",
@@ -40,6 +39,7 @@ def mixture(folder: Path, *more: str) -> TrainConfig:
         "trainer.gradient_accumulation_steps=1",
         *more,
     )
+    return config
 
 
 def build(config: TrainConfig, encoder: ChatEncoder) -> TrainingData:
@@ -64,7 +64,9 @@ def test_the_banner_of_a_streamed_mixture_tells_the_shares_aimed_at(folder: Path
 
 
 def test_one_source_has_no_share_to_tell(folder: Path, encoder: ChatEncoder) -> None:
-    one = composed("dataset=local", f"dataset.path={folder}/a.parquet", "dataset.val_size=4", "packing.seq_length=2048")
+    one = composed(
+        "train", "dataset=local", f"dataset.path={folder}/a.parquet", "dataset.val_size=4", "packing.seq_length=2048"
+    )
     assert build(one, encoder).describe().startswith("local: 33 samples an epoch")
 
 

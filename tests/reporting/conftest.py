@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reporting.rated_data import SETTINGS, composed, write_rated
+from tests.reporting.rated_data import SETTINGS, composed_inspect, write_rated
 from vlmkit.config import InspectConfig
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.images import ImageLayout
@@ -26,7 +26,7 @@ def look(rated_data: Path, tokenizer: ChatTokenizer, tmp_path_factory: pytest.Te
     cache = tmp_path_factory.mktemp("cache")
 
     def look_at(*overrides: str, path: Path = rated_data) -> tuple[InspectConfig, ChatEncoder, Survey]:
-        config = composed(*SETTINGS, f"dataset.path={path}", *overrides)
+        config = composed_inspect(*SETTINGS, f"dataset.path={path}", *overrides)
         encoder = ChatEncoder(tokenizer, ImageLayout.from_config(config.model))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("VLMKIT_CACHE", str(cache / "index"))

@@ -7,14 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 from PIL import Image
 
-from tests.conftest import png
-from vlmkit.config import RATING_AXES, SCHEMAS, InspectConfig
-from vlmkit.paths import config_dir
+from tests.conftest import composed, png
+from vlmkit.config import RATING_AXES, InspectConfig
 
 NO_PICTURE, CUT_OFF, NO_TEXTS, MANY_PICTURES, TOO_LONG, SCRIPT, TEXT_ONLY = 5, 3, 9, 11, 14, 16, 18
 EVIL = "</article><script>document.title = 'pwned'</script> & <b>\"bold\"</b>"
@@ -80,11 +76,8 @@ def write_rated(folder: Path, num_files: int = 1) -> Path:
     return folder
 
 
-def composed(*overrides: str) -> InspectConfig:
+def composed_inspect(*overrides: str) -> InspectConfig:
     """The real config of the command."""
-    for name, (group, cls) in SCHEMAS.items():
-        ConfigStore.instance().store(name=name, node=cls, group=group)
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        config = OmegaConf.to_object(compose("inspect", overrides=list(overrides)))
+    config = composed("inspect", *overrides)
     assert isinstance(config, InspectConfig)
     return config

@@ -3,7 +3,7 @@ import pytest
 from vlmkit.config import ModelConfig, OptimizerConfig
 from vlmkit.model.build import build_model
 from vlmkit.processing.tokenizer import ChatTokenizer
-from vlmkit.training.optim import build_optimizer, lr_scale
+from vlmkit.training.optim import build_optimizer, freeze_parts, lr_scale
 
 
 def test_the_rate_warms_up_and_falls_to_a_tenth() -> None:
@@ -20,7 +20,9 @@ def test_every_parameter_has_the_rate_of_its_part_and_zero_freezes(
     tiny_model_config: ModelConfig, tokenizer: ChatTokenizer
 ) -> None:
     hf = build_model(tiny_model_config, tokenizer)
-    optimizer = build_optimizer(hf, OptimizerConfig(lr_projector=1.0, lr_vision=0.0, lr_language=3.0))
+    config = OptimizerConfig(lr_projector=1.0, lr_vision=0.0, lr_language=3.0)
+    freeze_parts(hf, config)
+    optimizer = build_optimizer(hf, config)
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in hf.named_parameters():
         part = 0.0 if "vision_model" in name else 1.0 if "connector" in name else 3.0

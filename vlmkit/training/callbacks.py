@@ -98,13 +98,16 @@ def filter_stats(counts: FilterCounts) -> dict[str, float]:
 
 
 class WatchBadSteps:
-    """Names the samples of a step whose loss or gradient cannot be in RUN/bad_steps.jsonl, and ends the run if it is to."""
+    """Names the samples of each step whose loss or gradient cannot be in RUN/bad_steps.jsonl; may end the run."""
+
+    MOST_IN_A_ROW = 20  # then something else than the samples is wrong
 
     def __init__(self, path: Path, action: OnBadStep, resumed_step: int, screen: Screen, ranks: Ranks) -> None:
         self._path = path
         self._action = action
         self._screen = screen
         self._ranks = ranks
+        self._in_a_row = 0
         if ranks.is_main and path.exists():
             keep_lines_up_to(path, resumed_step, "step")
 
@@ -112,8 +115,9 @@ class WatchBadSteps:
         """Write it down.
 
         Raises:
-            UserError: The step is bad, and the run is to stop.
+            UserError: The step is bad, and the run is to stop, or there were too many in a row.
         """
+        self._in_a_row = self._in_a_row + 1 if stats.fault else 0
         if stats.fault is None:
             return
         samples = self._ranks.gather(list(stats.names))
@@ -125,6 +129,8 @@ class WatchBadSteps:
         what = f"step {stats.step}: {stats.fault}; its {len(samples)} samples are named in {self._path}"
         if self._action is OnBadStep.stop:
             raise UserError(f"{what}; trainer.on_bad_step=skip goes on without such steps")
+        if self._in_a_row == self.MOST_IN_A_ROW:
+            raise UserError(f"{what}; that makes {self._in_a_row} bad steps in a row: lower the learning rates?")
         self._screen.say(f"warning: {what}")
 
 

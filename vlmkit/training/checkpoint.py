@@ -193,7 +193,7 @@ class Checkpoints:
 
 
 def choose_start(paths: RunPaths, resume: str, max_steps: int) -> Path | None:
-    """Remove what is half-written, and find the checkpoint to go on from: the run's newest, else the one that ``resume`` names, else None.
+    """Remove what is half-written, then find what to go on from: the run's newest, else what ``resume`` names, or None.
 
     Raises:
         ConfigError: ``resume`` is never and the run has checkpoints, or names one past the last step.

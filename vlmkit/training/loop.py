@@ -150,7 +150,7 @@ class Trainer:
             micro_batches: Of one step.
             labelled: Tokens to learn from in the global batch.
         """
-        loss = torch.zeros((), device=self._ranks.device)
+        parts = []
         for number, batch in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
             with nullcontext() if last else self._ranks.without_gradient_sync(self._wrapped):
@@ -158,8 +158,8 @@ class Trainer:
                     part = self._wrapped(batch.to(self._ranks.device)) / max(labelled, 1)
                 # Gradients are averaged over processes; the loss is a sum over them.
                 (part * self._ranks.world_size).backward()
-                loss += part.detach()
-        return loss.item()
+                parts.append(part.detach())
+        return torch.stack(parts).sum().item()
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -45,6 +45,8 @@ def last_words(paths: RunPaths, end: Progress, total: int, stopped: bool) -> str
         saved = f"saved {shown(checkpoint)}" if checkpoint.exists() else "nothing to save yet"
         where = f"after step {end.step} of {total}" if end.step < total else "before the test was done"
         return f"stopped {where}; {saved}; the same command goes on from here"
+    if end.step < total:
+        return f"the data ended after step {end.step} of {total}; saved {shown(checkpoint)}"
     files = {"checkpoint": checkpoint, "metrics": paths.metrics, "answers": paths.test_samples(total)}
     files["bad samples"] = paths.bad_samples
     lines = [f"{name:12}{shown(path)}" for name, path in files.items() if path.exists()]
