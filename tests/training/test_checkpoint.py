@@ -114,7 +114,7 @@ def test_rotation_keeps_the_newest_every_nth_and_the_best(
 def test_nothing_half_written_or_half_removed_is_taken_for_a_checkpoint(paths: RunPaths) -> None:
     fake_checkpoints(paths, {9: None, 10: None})
     (paths.checkpoints / ".step_11.tmp" / "half").mkdir(parents=True)
-    os.rename(paths.checkpoint(10), paths.checkpoints / ".step_10.tmp")  # as a removal begins
+    paths.checkpoint(10).rename(paths.checkpoints / ".step_10.tmp")  # as a removal begins
     assert newest_checkpoint(paths) == paths.checkpoint(9)
     remove_half_written(paths)
     assert kept(paths) == [9]

@@ -25,13 +25,11 @@ class LogMetrics:
     def __init__(self, tracker: Trackers, screen: Screen, config: TrainConfig, known: FilterCounts) -> None:
         self._tracker = tracker
         self._screen = screen
-        self._interval = config.trainer.stats_log_interval
         self._last_step = config.trainer.max_training_steps
         self._seq_length = config.packing.seq_length
         self._max_images = config.dataset.max_images_per_example
         self._known = known  # what the filter does to all of a dataset; nothing is known of a stream
         self._warned: set[str] = set()
-        self._window: list[StepStats] = []
 
     def after_step(self, stats: StepStats) -> None:
         """Log what is due."""
@@ -44,12 +42,10 @@ class LogMetrics:
             **{f"lr_{part}": lr for part, lr in stats.learning_rates.items()},
         }
         filtered = filter_stats(self._known if self._known.samples else stats.totals.counts)
-        self._window.append(stats)
-        if stats.step % self._interval == 0:
-            window = window_stats(self._window, self._seq_length) | filtered
+        if (sums := stats.ended_window) is not None:
+            window = window_stats(sums, self._seq_length) | {"peak_memory_gb": stats.peak_memory_gb} | filtered
             metrics |= {f"training_stats/{name}": value for name, value in window.items()}
             self._warn(window)
-            self._window = []
         if (epoch := stats.ended_epoch) is not None:
             metrics |= {
                 "epoch": float(stats.position.epoch - 1),
@@ -73,17 +69,13 @@ class LogMetrics:
                 self._screen.say(f"warning: {name} {window[name]:.2f}: {advice}")
 
 
-def window_stats(window: Sequence[StepStats], seq_length: int) -> dict[str, float]:
-    """Statistics over some steps, and the seconds of processes: their mean, and the slowest one's."""
-    sums = Sums()
-    for stats in window:
-        sums = sums.plus(stats.sums)
+def window_stats(sums: Sums, seq_length: int) -> dict[str, float]:
+    """Statistics over some steps, and the seconds of a step: the processes' mean, and the slowest one's."""
     return summarise(sums, seq_length) | {
-        "data_seconds_mean": sum(stats.data.mean for stats in window) / len(window),
-        "data_seconds_max": max(stats.data.max for stats in window),
-        "compute_seconds_mean": sum(stats.compute.mean for stats in window) / len(window),
-        "compute_seconds_max": max(stats.compute.max for stats in window),
-        "peak_memory_gb": max(stats.peak_memory_gb for stats in window),
+        "data_seconds_mean": sums.data_seconds_mean / sums.steps,
+        "data_seconds_max": sums.data_seconds / sums.steps,
+        "compute_seconds_mean": sums.compute_seconds_mean / sums.steps,
+        "compute_seconds_max": sums.compute_seconds / sums.steps,
     }
 
 

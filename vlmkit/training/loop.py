@@ -70,14 +70,13 @@ class StepStats:
     sums: Sums  # of this step
     data_hash: int  # of the step's samples and ids, however they are split
     counts: FilterCounts  # what the filter met in a stream
-    data: Seconds  # waiting for the loader
-    compute: Seconds
     peak_memory_gb: float  # of the process that has used most at any time since it started
     names: tuple[str, ...]  # of this process's samples
     bad: tuple[BadSampleError, ...]  # samples that this process could not read
     left_out: Mapping[str, int]  # samples of a stream that this process did not take, by reason
     totals: Totals = field(default_factory=Totals)  # with this step
     ended_epoch: Sums | None = None  # of the epoch that ended with this step
+    ended_window: Sums | None = None  # of the steps since the last statistics, if they are due
 
 
 class Callback(Protocol):
@@ -95,6 +94,7 @@ class Trainer:
         freeze_parts(model.hf, config.optimizer)
         self.model = model
         self.max_steps = config.trainer.max_training_steps
+        self.stats_interval = config.trainer.stats_log_interval
         self._wrapped = ranks.spread(model, model.blocks)
         self.optimizer = build_optimizer(model.hf, config.optimizer)
         self._config = config
@@ -135,8 +135,6 @@ class Trainer:
             sums=_sums_of_step(of_ranks, loss, fault is not None, waited, computed),
             data_hash=add_digests(int(counts.digest) for counts in of_ranks),
             counts=_filter_counts(of_ranks),
-            data=waited,
-            compute=computed,
             peak_memory_gb=max(memory),
             names=tuple(name for batch in micro_batches for pack in batch.names for name in pack),
             bad=(*batches.report.bad, *(error for batch in micro_batches for error in batch.bad)),
@@ -212,14 +210,22 @@ def run_steps(
             break
         stats = trainer.train_step(step, data, data_seconds, done.totals.level)
         del data  # or this step's batches would stay until the next one's are there
-        totals, ended = done.totals.after(stats.sums, stats.counts), None
-        if stats.position.epoch > done.position.epoch:
-            totals, ended = totals.in_next_epoch(), totals.epoch
-        stats = replace(stats, totals=totals, ended_epoch=ended)
+        stats = _added_up(stats, done, trainer.stats_interval)
         for callback in callbacks:
             callback.after_step(stats)
-        done = Progress(step, stats.position, totals)
+        done = Progress(step, stats.position, stats.totals)
     return done
+
+
+def _added_up(stats: StepStats, before: Progress, stats_interval: int) -> StepStats:
+    """A step's statistics with the totals up to it, and what ended with it."""
+    totals = before.totals.after(stats.sums, stats.counts)
+    epoch = window = None
+    if stats.position.epoch > before.position.epoch:
+        totals, epoch = totals.in_next_epoch(), totals.epoch
+    if stats.step % stats_interval == 0:
+        totals, window = totals.in_next_window(), totals.window
+    return replace(stats, totals=totals, ended_epoch=epoch, ended_window=window)
 
 
 @torch.no_grad()
@@ -304,7 +310,9 @@ def _sums_of_step(of_ranks: Sequence[_Counts], loss: float, is_bad: bool, waited
         tile_imbalance=max(tiles) * len(tiles) / max(sum(tiles), 1),
         lateness=int(max(counts.lateness for counts in of_ranks)),
         data_seconds=waited.max,
+        data_seconds_mean=waited.mean,
         compute_seconds=computed.max,
+        compute_seconds_mean=computed.mean,
     )
 
 

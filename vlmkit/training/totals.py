@@ -48,7 +48,9 @@ class Sums:
     arrived: int = 0  # samples read, whether they are in a pack already or wait for one, and the unreadable ones
     bad: int = 0  # of these, the unreadable ones
     data_seconds: float = 0.0  # waiting for the loader: of the process that waited longest in each step
+    data_seconds_mean: float = 0.0  # of the processes' mean
     compute_seconds: float = 0.0
+    compute_seconds_mean: float = 0.0
 
     @property
     def mean_loss(self) -> float:
@@ -70,11 +72,12 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums of the epoch that is going on and of the whole run, what the filter did to a stream, the loss's level."""
+    """Sums since the last statistics, of the epoch that is going on, of the whole run; the filter; the loss's level."""
 
+    window: Sums = field(default_factory=Sums)
     epoch: Sums = field(default_factory=Sums)
     run: Sums = field(default_factory=Sums)
-    counts: FilterCounts = field(default_factory=FilterCounts)
+    counts: FilterCounts = field(default_factory=FilterCounts)  # what the filter did to a stream
     level: LossLevel = field(default_factory=LossLevel)
 
     def after(self, step: Sums, counts: FilterCounts) -> "Totals":
@@ -83,11 +86,15 @@ class Totals:
         merged.merge(self.counts)
         merged.merge(counts)
         level = self.level if step.bad_steps else self.level.after(step.loss)
-        return Totals(self.epoch.plus(step), self.run.plus(step), merged, level)
+        return Totals(self.window.plus(step), self.epoch.plus(step), self.run.plus(step), merged, level)
 
     def in_next_epoch(self) -> "Totals":
         """With an epoch that has no step yet."""
         return replace(self, epoch=Sums())
+
+    def in_next_window(self) -> "Totals":
+        """With no step since the last statistics."""
+        return replace(self, window=Sums())
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "Totals":
@@ -97,6 +104,7 @@ class Totals:
             KeyError, TypeError: They were not.
         """
         return Totals(
+            Sums(**value["window"]),
             Sums(**value["epoch"]),
             Sums(**value["run"]),
             FilterCounts(**value["counts"]),
