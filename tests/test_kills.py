@@ -89,4 +89,4 @@ def test_killed_at_random_moments_a_run_is_as_if_it_had_never_been(tmp_path: Pat
     finish(runs[-1])
     for run in runs:
         assert_same(run, whole)
-    print(f"{kills} kills in {len(runs)} run(s) of {STEPS} steps, each of {duration:.0f} s")
+    sys.stdout.write(f"{kills} kills in {len(runs)} run(s) of {STEPS} steps, each of {duration:.0f} s\n")

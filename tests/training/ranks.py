@@ -70,5 +70,5 @@ def results(folder: Path, *overrides: str) -> dict[str, Any]:
 if __name__ == "__main__":
     found = results(Path(sys.argv[1]), *sys.argv[2:])
     if torch.distributed.get_rank() == 0:
-        print("RESULT", json.dumps(found))
+        sys.stdout.write(f"RESULT {json.dumps(found)}\n")
     torch.distributed.destroy_process_group()
