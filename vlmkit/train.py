@@ -29,6 +29,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
     from vlmkit.distributed import Ranks
     from vlmkit.evaluation.exact_match import load_test, run_test, save_test
     from vlmkit.interrupt import StopSignal
+    from vlmkit.model.attention import choose_attention
     from vlmkit.model.build import build_model
     from vlmkit.model.packed import PackedVLM
     from vlmkit.processing.chat import ChatEncoder
@@ -55,7 +56,8 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         tokenizer = load_tokenizer(config.model.tokenizer)
         layout = ImageLayout.from_config(config.model)
         encoder = ChatEncoder(tokenizer, layout)
-        model = PackedVLM(build_model(config.model, tokenizer), layout)
+        attention = choose_attention(config.model.attention, ranks.device, ranks.precision == "bf16")
+        model = PackedVLM(build_model(config.model, tokenizer), layout, attention)
         data = build_training_data(config, encoder, ranks.rank, ranks.world_size, screen.watch("measuring samples"))
         data_keys = run_directory.data_keys(config, data.packs_per_step, data.contents(tokenizer))
         trainer = Trainer(model, build_optimizer(model.hf, config.optimizer), config.optimizer, total, ranks)
