@@ -128,6 +128,16 @@ class ImageConfig:
         require_positive("model.image", self, "max_img_size", "std")
 
 
+class Attention(Enum):
+    """How the language model computes the attention inside packs; the results are the same."""
+
+    auto = "auto"  # varlen in bf16 on a GPU, else sdpa
+    sdpa = "sdpa"  # a mask over the whole pack; runs everywhere
+    flex = "flex"  # compiled for blocks of the mask; GPU
+    varlen = "varlen"  # torch's own kernel for samples without padding; GPU, bf16
+    flash_attention_2 = "flash_attention_2"  # the same from the package flash-attn
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """Vision tower, pixel shuffle, one linear layer, language model: transformers' Idefics3."""
@@ -137,6 +147,7 @@ class ModelConfig:
     language: LanguageConfig = field(default_factory=LanguageConfig)
     pixel_shuffle_factor: int = 4  # so many patches a side become one image token
     image: ImageConfig = field(default_factory=ImageConfig)
+    attention: Attention = Attention.auto
 
     def __post_init__(self) -> None:
         """Check the parts against each other."""

@@ -29,6 +29,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
     from vlmkit.distributed import Ranks
     from vlmkit.evaluation.exact_match import load_test, run_test, save_test
     from vlmkit.interrupt import StopSignal
+    from vlmkit.model.attention import choose_attention
     from vlmkit.model.build import build_model
     from vlmkit.model.packed import PackedVLM
     from vlmkit.processing.chat import ChatEncoder
@@ -63,7 +64,8 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         tokenizer = load_tokenizer(config.model.tokenizer)
         layout = ImageLayout.from_config(config.model)
         encoder = ChatEncoder(tokenizer, layout)
-        model = PackedVLM(build_model(config.model, tokenizer), layout)
+        attention = choose_attention(config.model.attention, ranks.device, ranks.precision == "bf16")
+        model = PackedVLM(build_model(config.model, tokenizer), layout, attention)
         if begin_from:
             load_weights(model.hf, begin_from)
         data = build_training_data(config, encoder, ranks.rank, ranks.world_size, screen.watch("measuring samples"))

@@ -1,3 +1,6 @@
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from tests.conftest import png
 from vlmkit.config import ModelConfig
 from vlmkit.data.worker import Loaded, build_batch
 from vlmkit.model.build import build_model
+from vlmkit.model.loss import shift_labels
 from vlmkit.model.packed import PackedVLM
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.images import ImageLayout
@@ -50,20 +54,33 @@ def test_packed_loss_equals_unpacked_loss(model: PackedVLM, encoder: ChatEncoder
     torch.testing.assert_close(packed, alone, rtol=1e-10, atol=1e-10)
 
 
-def test_without_the_block_mask_packed_losses_differ(
-    model: PackedVLM, encoder: ChatEncoder, monkeypatch: pytest.MonkeyPatch
+@settings(max_examples=10)
+@given(data=st.data())
+def test_any_split_over_ranks_micro_batches_and_packs_gives_the_same_gradient(
+    model: PackedVLM, encoder: ChatEncoder, data: st.DataObject
 ) -> None:
-    """The check of the check above: it would see samples that attend to each other."""
+    """Each part's summed loss is divided by the labelled tokens of all; gradients of ranks are added."""
+    everything = [batch_of(encoder, [number]) for number in range(len(SAMPLES))]
+    labelled = sum(int((shift_labels(batch.labels) != -100).sum()) for batch in everything)
 
-    def leaky(segment_ids: torch.Tensor) -> torch.Tensor:
-        length = segment_ids.shape[1]
-        return torch.ones(len(segment_ids), 1, length, length, dtype=torch.bool).tril()
+    def gradient(micro_batches: Sequence[Batch]) -> torch.Tensor:
+        model.zero_grad()
+        for batch in micro_batches:
+            (model(batch) / labelled).backward()
+        return torch.cat([parameter.grad.flatten().clone() for parameter in model.parameters()])
 
-    monkeypatch.setattr("vlmkit.model.packed.block_causal_mask", leaky)
-    with torch.no_grad():
-        packed = model(batch_of(encoder, [0, 1, 2]))
-        alone = sum(model(batch_of(encoder, [number])) for number in (0, 1, 2))
-    assert abs(packed - alone) > 1e-3
+    packs = data.draw(partitions(data.draw(st.permutations(range(len(SAMPLES))))), label="packs")
+    micro_batches = data.draw(partitions(packs), label="micro-batches")
+    ranks = data.draw(partitions(micro_batches), label="ranks")
+    split = sum(gradient([batch_of(encoder, *packs) for packs in rank]) for rank in ranks)
+    torch.testing.assert_close(split, gradient(everything), rtol=1e-6, atol=1e-8)
+
+
+@st.composite
+def partitions(draw: st.DrawFn, items: Sequence[Any]) -> list[Sequence[Any]]:
+    """Items in order, cut anywhere."""
+    cuts = [i for i in range(1, len(items)) if draw(st.booleans())]
+    return [items[start:end] for start, end in zip([0, *cuts], [*cuts, len(items)], strict=True)]
 
 
 def test_the_loss_is_that_of_transformers(model: PackedVLM, encoder: ChatEncoder) -> None:
@@ -92,6 +109,21 @@ def test_a_batch_without_pictures_still_gives_every_part_a_gradient(
     model(batch_of(encoder, [1])).backward()
     seeing = [*model.hf.model.vision_model.parameters(), *model.hf.model.connector.parameters()]
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in seeing)
+
+
+def test_in_bf16_the_loss_is_close(
+    tiny_model_config: ModelConfig, tokenizer: ChatTokenizer, layout: ImageLayout, encoder: ChatEncoder
+) -> None:
+    model = PackedVLM(build_model(tiny_model_config, tokenizer), layout)
+    batch = batch_of(encoder, [0, 1, 2], [3])
+    exact = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(batch)
+    rounded.backward()
+    assert rounded.dtype == torch.float32
+    assert rounded != exact
+    torch.testing.assert_close(rounded, exact, rtol=0.01, atol=0)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
 def test_tokens_and_features_that_disagree_are_an_error(model: PackedVLM, encoder: ChatEncoder) -> None:

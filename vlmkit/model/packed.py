@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from transformers import Idefics3ForConditionalGeneration
 
-from vlmkit.model.attention import block_causal_mask
+from vlmkit.config import Attention
+from vlmkit.model.attention import arrange, attending_with, set_attention
 from vlmkit.model.loss import summed_loss
 from vlmkit.processing.images import ImageLayout
 from vlmkit.types import Batch
@@ -18,9 +19,14 @@ class PackedVLM(nn.Module):
     Tiles go to the vision tower directly: Idefics3's own path takes an all-black tile for padding and drops it.
     """
 
-    def __init__(self, hf: Idefics3ForConditionalGeneration, layout: ImageLayout) -> None:
+    def __init__(
+        self, hf: Idefics3ForConditionalGeneration, layout: ImageLayout, attention: Attention = Attention.sdpa
+    ) -> None:
+        """Take over a model: its text part attends with ``attention`` (see ``choose_attention``) from now on."""
         super().__init__()
         self.hf = hf
+        self._attention = attention
+        set_attention(hf.model.text_model, attention)
         self._mean, self._std = layout.mean, layout.std
 
     @property
@@ -30,13 +36,14 @@ class PackedVLM(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Loss summed over the labelled tokens of the micro-batch: float32 scalar."""
+        batch, told = arrange(batch, self._attention)
         hidden_BTD = self.hf.model.text_model(
             inputs_embeds=self.embed(batch.input_ids, batch.tiles),
-            attention_mask=block_causal_mask(batch.segment_ids),
             position_ids=batch.position_ids,
             use_cache=False,
+            **told,
         ).last_hidden_state
-        return summed_loss(hidden_BTD, batch.labels, self.hf.lm_head)
+        return summed_loss(hidden_BTD, batch.labels, self.hf.lm_head.weight)
 
     def embed(self, input_ids_BT: torch.Tensor, tiles_IHWC: torch.Tensor) -> torch.Tensor:
         """Embeddings of the tokens, with the pictures' features at the image tokens: float [B, T, D].
@@ -87,12 +94,15 @@ class PackedVLM(nn.Module):
         for row, prompt in enumerate(prompts):
             input_ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
             attention_mask[row, longest - len(prompt) :] = 1
-        answers = self.hf.generate(
-            inputs_embeds=self.embed(input_ids, tiles_IHWC),
-            attention_mask=attention_mask,  # explicit: the pad token is also a token of the prompt
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=eos,
-            pad_token_id=eos,
-        ).tolist()
+        text_model = self.hf.model.text_model
+        # Other backends know packs only, and no cache; compiled layers would be compiled anew for every state of it.
+        with attending_with(text_model, Attention.sdpa), torch.compiler.set_stance("force_eager"):
+            answers = self.hf.generate(
+                inputs_embeds=self.embed(input_ids, tiles_IHWC),
+                attention_mask=attention_mask,  # explicit: the pad token is also a token of the prompt
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=eos,
+                pad_token_id=eos,
+            ).tolist()
         return [answer[: answer.index(eos)] if eos in answer else answer for answer in answers]
