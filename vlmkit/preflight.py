@@ -8,7 +8,7 @@ from vlmkit.errors import ConfigError
 from vlmkit.local_files import check_files, uses_easyvqa
 from vlmkit.paths import TRAINER_STATE, RunPaths
 from vlmkit.run_directory import check_run_dir, require_writable
-from vlmkit.tracking.sinks import has_wandb_key
+from vlmkit.tracking.wandb_sink import has_wandb_key
 
 
 def check_training(config: TrainConfig, paths: RunPaths) -> None:

@@ -63,7 +63,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         checkpoints.remove_half_written()
         start = checkpoints.resume(config.resume, total, data.start)
         tracker = stack.enter_context(
-            build_tracker(config.logger, paths, plain_config(config), start.step, ranks.is_main)
+            build_tracker(config.logger, paths, plain_config(config), start.step, ranks.is_main, screen.say)
         )
         if ranks.is_main:
             record_start(paths, start.step, ranks.world_size, str(ranks.device))

@@ -13,7 +13,8 @@ from vlmkit.distributed import Ranks
 from vlmkit.errors import BadSampleError, DataError, describe_counts
 from vlmkit.model.packed import PackedVLM
 from vlmkit.tracking.console import Screen, StepBar
-from vlmkit.tracking.sinks import Trackers, keep_lines_up_to
+from vlmkit.tracking.jsonl import keep_lines_up_to
+from vlmkit.tracking.sinks import Trackers
 from vlmkit.training.loop import Progress, StepStats, compute_val_loss
 from vlmkit.training.totals import Sums, summarise
 from vlmkit.types import Batch
