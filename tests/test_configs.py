@@ -13,13 +13,9 @@ from vlmkit.paths import config_dir
 OPTIONS = sorted(path for path in config_dir().glob("*/*.yaml"))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def schemas() -> None:
+def composed(*overrides: str) -> TrainConfig:
     for name, (group, cls) in SCHEMAS.items():
         ConfigStore.instance().store(name=name, node=cls, group=group)
-
-
-def composed(*overrides: str) -> TrainConfig:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = OmegaConf.to_object(compose("train", overrides=list(overrides)))
     assert isinstance(config, TrainConfig)
