@@ -17,7 +17,7 @@ LAYERS = [
     {"data"},
     {"training", "evaluation", "reporting"},
     {"preflight", "entry"},
-    {"train", "index", "inspect"},
+    {"train", "index", "inspect", "generate"},
 ]
 HOMES = {
     "accelerate": {"distributed.py"},

@@ -60,6 +60,12 @@ class RunPaths:
         """The checkpoint after this step: a plain transformers folder."""
         return self.checkpoints / f"step_{step}"
 
+    @property
+    def newest_checkpoint(self) -> Path | None:
+        """The checkpoint of the highest step, or None."""
+        found = [path for path in self.checkpoints.glob("step_*") if path.name[5:].isdecimal()]
+        return max(found, key=lambda path: int(path.name[5:]), default=None)
+
     def test(self, step: int) -> Path:
         """The result of the final test."""
         return self.root / "test" / f"step_{step}.json"

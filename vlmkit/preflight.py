@@ -3,9 +3,9 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from vlmkit.config import TrainConfig, WandbMode, tokenizer_folder
+from vlmkit.config import GenerateConfig, TrainConfig, WandbMode, tokenizer_folder
 from vlmkit.errors import ConfigError
-from vlmkit.local_files import check_files, uses_easyvqa
+from vlmkit.local_files import check_files, find_checkpoint, find_pictures, uses_easyvqa
 from vlmkit.paths import TRAINER_STATE, RunPaths
 from vlmkit.run_directory import check_run_dir, require_writable
 from vlmkit.tracking.wandb_sink import has_wandb_key
@@ -36,9 +36,26 @@ def check_inspection(config: TrainConfig, page: Path) -> None:
         UserError: Something is missing or does not fit; the message names the key and the way out.
     """
     check_data(config)
-    if page.is_dir():
-        raise ConfigError(f"out={page}: must be a file, not a directory")
-    require_writable(page.parent, f"out={page}")
+    check_output(page)
+
+
+def check_generation(config: GenerateConfig) -> None:
+    """Check the checkpoint, the pictures and the place of the answers.
+
+    Raises:
+        ConfigError: Something is missing; the message names the key and the way out.
+    """
+    find_checkpoint(config.ckpt)
+    find_pictures(config.image)
+    if config.out is not None:
+        check_output(Path(config.out).expanduser())
+
+
+def check_output(path: Path) -> None:
+    """Raise ConfigError unless the file that ``out`` names can be written."""
+    if path.is_dir():
+        raise ConfigError(f"out={path}: must be a file, not a directory")
+    require_writable(path.parent, f"out={path}")
 
 
 def check_data(config: TrainConfig) -> None:

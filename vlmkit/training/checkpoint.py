@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -81,7 +80,7 @@ class Checkpoints:
             ConfigError: ``resume`` is never and the run has checkpoints, or names one past the last step.
             UserError: A checkpoint is damaged or does not fit the model.
         """
-        newest = newest_checkpoint(self._paths)
+        newest = self._paths.newest_checkpoint
         if newest and resume == "never":
             raise ConfigError(f"resume=never: {self._paths.root} has checkpoints; choose another run_dir")
         if newest:
@@ -154,15 +153,6 @@ class Checkpoints:
 
 def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "params"}
-
-
-def newest_checkpoint(paths: RunPaths) -> Path | None:
-    """The checkpoint of the highest step, or None."""
-    found = {}
-    for folder in paths.checkpoints.glob("step_*"):
-        if match := re.fullmatch(r"step_(\d+)", folder.name):
-            found[int(match[1])] = folder
-    return found[max(found)] if found else None
 
 
 def _flush_to_disk(path: Path) -> None:
