@@ -24,7 +24,7 @@ HOMES = {
     "wandb": {"tracking/wandb_sink.py"},
     "rich": {"tracking/console.py"},
     "hydra": {"entry.py"},
-    "jinja2": {"reporting/page.py"},
+    "jinja2": {"reporting/page.py", "reporting/card.py"},
     "omegaconf": {"entry.py", "config.py"},
     "datasets": {"data/sources.py", "data/files.py", "tracking/quiet.py"},
     "pyarrow": {"data/files.py", "data/sources.py"},

@@ -5,6 +5,7 @@ conf/ hold what differs. Below the entry point the whole program sees these clas
 """
 
 import math
+import re
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -473,6 +474,7 @@ class TrainConfig:
     run_dir: str | None = None  # null: chosen from the config, the same for the same config
     seed: int = 0
     resume: str = "auto"  # auto: go on if run_dir has a checkpoint; never; or the checkpoint to start from
+    push_to_hub: str | None = None  # repository on the Hugging Face hub for the last checkpoint; null: it stays here
     model: ModelConfig = MISSING
     dataset: DatasetConfig = MISSING
     filter: FilterConfig = MISSING
@@ -484,6 +486,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check the groups against each other."""
         require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2**32 - 1")
+        repo = self.push_to_hub
+        named = repo is None or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo) is not None
+        require(named, "push_to_hub", repo, "a repository of yours, as in NAME/MODEL")
         require(
             self.max_sample_length <= self.packing.seq_length,
             "dataset.max_sample_length",

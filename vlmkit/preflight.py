@@ -22,6 +22,8 @@ def check_training(config: TrainConfig, paths: RunPaths) -> None:
         require_package("wandb", "wandb", f"logger.wandb={config.logger.wandb.value}")
     if config.logger.wandb is WandbMode.online and not has_wandb_key():
         raise ConfigError("logger.wandb=online: needs an API key: set WANDB_API_KEY or use logger.wandb=offline")
+    if config.push_to_hub is not None:
+        check_hub_token(config.push_to_hub)
     begun = any(paths.checkpoints.glob("step_*"))  # then the run goes on from its own, wherever it began
     named = config.resume not in ("auto", "never")
     if named and not begun and not (Path(config.resume).expanduser() / TRAINER_STATE).is_dir():
@@ -64,6 +66,14 @@ def check_data(config: TrainConfig) -> None:
     if uses_easyvqa(config.dataset):
         require_package("easy_vqa", "easy-vqa", "dataset=easyvqa")
     tokenizer_folder(config.model.tokenizer)
+
+
+def check_hub_token(repo: str) -> None:
+    """Raise ConfigError if nobody is logged in to the Hugging Face hub: better now than after the run."""
+    from huggingface_hub import get_token
+
+    if not get_token():
+        raise ConfigError(f"push_to_hub={repo}: needs a token of the hub: set HF_TOKEN, or log in with `hf auth login`")
 
 
 def require_package(module: str, package: str, key: str) -> None:

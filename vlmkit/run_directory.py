@@ -21,6 +21,7 @@ from vlmkit.redact import redact
 NOT_IDENTITY = (
     "run_dir",
     "resume",
+    "push_to_hub",
     "logger",
     "trainer.stats_log_interval",
     "trainer.final_test",

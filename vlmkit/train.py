@@ -34,6 +34,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
     from vlmkit.processing.chat import ChatEncoder
     from vlmkit.processing.images import ImageLayout
     from vlmkit.processing.tokenizer import load_tokenizer
+    from vlmkit.reporting.hub import publish
     from vlmkit.tracking.console import Screen, StepBar
     from vlmkit.tracking.provenance import record_start
     from vlmkit.tracking.quiet import quiet_libraries
@@ -98,6 +99,8 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         screen.say(last_words(paths, end, total, stopped))
     if stopped:
         sys.exit(128 + (stop.received or signal.SIGTERM))
+    if ranks.is_main:
+        publish(config, paths, total, end.totals.run.tokens, data.describe(), screen)
 
 
 def main() -> None:
