@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "vlmkit"
 
 # Each may import those above it and its own kind. A module that is not named here belongs to its folder.
 LAYERS = [
-    {"errors", "paths"},
+    {"errors", "paths", "redact"},
     {"config"},
     {"types", "local_files"},
     {"processing", "distributed", "run_directory"},
@@ -17,14 +17,14 @@ LAYERS = [
     {"data"},
     {"training", "evaluation", "reporting"},
     {"preflight", "entry"},
-    {"train", "index", "inspect"},
+    {"train", "index", "inspect", "generate"},
 ]
 HOMES = {
     "accelerate": {"distributed.py"},
-    "wandb": {"tracking/sinks.py"},
+    "wandb": {"tracking/wandb_sink.py"},
     "rich": {"tracking/console.py"},
     "hydra": {"entry.py"},
-    "jinja2": {"reporting/page.py"},
+    "jinja2": {"reporting/page.py", "reporting/card.py"},
     "omegaconf": {"entry.py", "config.py"},
     "datasets": {"data/sources.py", "data/files.py", "tracking/quiet.py"},
     "pyarrow": {"data/files.py", "data/sources.py"},
@@ -78,9 +78,45 @@ def test_each_foreign_library_has_its_home(library: str, homes: set[str]) -> Non
     assert users <= homes
 
 
+def banned_calls(path: Path) -> set[str]:
+    """Calls that run what a file or a repository brings along, or that a shell would read."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if name in ("eval", "exec", "os.system", "pickle.load", "pickle.loads", "pickle.Unpickler"):
+                found.add(name)
+            if name == "torch.load" and keywords.get("weights_only") != "True":
+                found.add("torch.load without weights_only=True")
+            found |= {key for key in ("trust_remote_code", "shell") if keywords.get(key, "False") != "False"}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_that_is_loaded_is_run(path: Path) -> None:
+    assert not banned_calls(path)
+
+
+def test_banned_calls_are_found(tmp_path: Path) -> None:
+    code = tmp_path / "code.py"
+    for line, told in (
+        ("torch.load(f)", "torch.load without weights_only=True"),
+        ("torch.load(f, weights_only=False)", "torch.load without weights_only=True"),
+        ("pickle.load(f)", "pickle.load"),
+        ("AutoModel.from_pretrained(x, trust_remote_code=True)", "trust_remote_code"),
+        ("subprocess.run(x, shell=flag)", "shell"),
+        ("eval(x)", "eval"),
+    ):
+        code.write_text(line)
+        assert banned_calls(code) == {told}
+    code.write_text("torch.load(f, weights_only=True); model.eval(); f(trust_remote_code=False)")
+    assert banned_calls(code) == set()
+
+
 def test_light_modules_import_nothing_heavy() -> None:
     """They are what runs before a mistake is answered."""
-    for name in ("entry", "preflight", "config", "paths", "run_directory", "errors", "local_files"):
+    for name in ("entry", "preflight", "config", "paths", "run_directory", "errors", "local_files", "redact"):
         roots = {module.split(".")[0] for module in imports(PACKAGE / f"{name}.py")}
         assert not roots & {"torch", "transformers", "numpy", "accelerate", "datasets"}
 

@@ -5,6 +5,7 @@ conf/ hold what differs. Below the entry point the whole program sees these clas
 """
 
 import math
+import re
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -512,6 +513,7 @@ class TrainConfig:
     run_dir: str | None = None  # null: chosen from the config, the same for the same config
     seed: int = 0
     resume: str = "auto"  # auto: go on if run_dir has a checkpoint; never; or the checkpoint to start from
+    push_to_hub: str | None = None  # repository on the Hugging Face hub for the last checkpoint; null: it stays here
     model: ModelConfig = MISSING
     dataset: DatasetConfig = MISSING
     filter: FilterConfig = MISSING
@@ -523,6 +525,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check the groups against each other."""
         require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2**32 - 1")
+        repo = self.push_to_hub
+        named = repo is None or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo) is not None
+        require(named, "push_to_hub", repo, "a repository of yours, as in NAME/MODEL")
         require(
             self.max_sample_length <= self.packing.seq_length,
             "dataset.max_sample_length",
@@ -560,10 +565,39 @@ class InspectConfig(TrainConfig):
         require(self.max_rows > 0, "max_rows", self.max_rows, "above 0")
 
 
+# ---- asking a checkpoint -------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True)
+class GenerateConfig:
+    """A question to a checkpoint, about pictures or none."""
+
+    ckpt: str = MISSING  # a checkpoint folder, or a run directory: its newest checkpoint
+    prompt: str = MISSING
+    image: Any = None  # a file; a list of files, asked about together; a folder, each picture of it asked about
+    max_new_tokens: int = 256  # of an answer; it ends before that at the end of its turn
+    temperature: float = 0.0  # 0: the likeliest token each time; above: drawn, the flatter the higher
+    top_p: float = 1.0  # drawn from the likeliest tokens that have so much probability together
+    seed: int = 0  # of what is drawn; each picture of a folder starts from it
+    out: str | None = None  # a file for the answers: one JSON object a line
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("max_new_tokens", "top_p"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        require(self.temperature >= 0, "temperature", self.temperature, "0 or more")
+        require(self.top_p <= 1, "top_p", self.top_p, "at most 1")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2**32 - 1")
+        files = self.image if isinstance(self.image, list) else [self.image or ""]
+        names = bool(files) and all(isinstance(file, str) for file in files)
+        require(names, "image", self.image, "a file, a folder, or a list of files as in image=[a.png,b.png]")
+
+
 # Name of the schema in the config store → (its group, its class). An option's yaml names its schema in its defaults.
 SCHEMAS: dict[str, tuple[str | None, type[Any]]] = {
     "train_schema": (None, TrainConfig),
     "inspect_schema": (None, InspectConfig),
+    "generate_schema": (None, GenerateConfig),
     "model_schema": ("model", ModelConfig),
     "easyvqa_schema": ("dataset", EasyVQAConfig),
     "hub_schema": ("dataset", HubConfig),

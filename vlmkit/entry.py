@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vlmkit.config import SCHEMAS
 from vlmkit.errors import UserError
 from vlmkit.paths import config_dir
+from vlmkit.redact import redact
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 FREE_KEYS = {"dataset.parts": "{dataset: easyvqa, weight: 1}"}  # whose own keys the user names; an example of a value
@@ -43,25 +45,21 @@ class Invocation:
 def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
     """Compose conf/<config_name>.yaml with the command line and call ``command`` with its dataclass.
 
-    Ends the process with 1 and one line on standard error for what a user can put right, with a traceback if
-    HYDRA_FULL_ERROR=1 is set; with 130 for Ctrl-C.
+    Ends the process with 1 and one line on standard error for what a user can put right, with a traceback for
+    anything else or if HYDRA_FULL_ERROR=1 is set; with 130 for Ctrl-C.
     """
     _register_schemas()
 
     def leave(error: Exception) -> NoReturn:
-        if wants_traceback:
-            raise error
-        sys.exit(f"error: {explain(error, config_name, sys.argv[1:])}")
+        if wants_traceback or not _is_the_users(error):
+            sys.exit(redact(traceback.format_exc()))
+        sys.exit(f"error: {redact(explain(error, config_name, sys.argv[1:]))}")
 
     def job(config: DictConfig) -> None:
         try:
             command(OmegaConf.to_object(config), _invocation())
-        except (UserError, OmegaConfBaseException) as error:
+        except Exception as error:
             leave(error)  # here, as Hydra adds a line of its own to an error that leaves its job
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            leave(error)
 
     wants_traceback = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"  # or Hydra prints errors itself, in many lines, and ends the process
@@ -69,11 +67,16 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:
         leave(error)
     finally:
         if not wants_traceback:
             os.environ.pop(FULL_ERROR, None)
+
+
+def _is_the_users(error: Exception) -> bool:
+    full_disk = isinstance(error, OSError) and error.errno in NO_ROOM
+    return full_disk or isinstance(error, UserError | HydraException | OmegaConfBaseException)
 
 
 def explain(error: Exception, config_name: str, arguments: list[str]) -> str:

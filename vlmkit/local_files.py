@@ -1,10 +1,11 @@
-"""Which files on this machine a dataset option names; nothing heavy is imported, so a wrong path is told at once."""
+"""Which files on this machine an option names; nothing heavy is imported, so a wrong path is told at once."""
 
 from collections.abc import Sequence
 from glob import has_magic
 from pathlib import Path
 
 from vlmkit.config import DatasetConfig, EasyVQAConfig, LocalConfig, MixtureConfig, ShardsConfig, require
+from vlmkit.paths import PROCESSOR, RunPaths
 
 
 def parts_of(config: DatasetConfig) -> dict[str, DatasetConfig]:
@@ -64,6 +65,40 @@ def find_shards(root: str, key: str) -> list[Path]:
     folders = [path for path in Path(root).expanduser().glob("shard_*") if path.name[6:].isdecimal() and path.is_dir()]
     require(bool(folders), f"{key}.path", root, "a folder with folders shard_0, shard_1, …")
     return sorted(folders, key=lambda path: int(path.name[6:]))
+
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+def find_pictures(image: str | list[str] | None) -> list[list[Path]]:
+    """The pictures of each question: of a file one, of a list all together, of a folder each; of None none.
+
+    Raises:
+        ConfigError: One is not there, or a folder has none.
+    """
+    if image is None:
+        return [[]]
+    paths = [Path(name).expanduser() for name in ([image] if isinstance(image, str) else image)]
+    if isinstance(image, str) and paths[0].is_dir():
+        found = sorted(path for path in paths[0].iterdir() if path.suffix.lower() in PICTURES)
+        require(bool(found), "image", image, f"a folder with pictures ({', '.join(PICTURES)})")
+        return [[path] for path in found]
+    for path in paths:
+        require(path.is_file(), "image", path, "a file that is there")
+    return [paths]
+
+
+def find_checkpoint(name: str) -> Path:
+    """The folder of a checkpoint: itself, or the newest one of a run directory.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    folder = Path(name).expanduser()
+    newest = RunPaths(folder).newest_checkpoint or folder
+    rule = "a checkpoint (checkpoints/step_N of a run), or the directory of a run that has one"
+    require((newest / PROCESSOR).is_file(), "ckpt", name, rule)
+    return newest
 
 
 def _is_saved(folder: Path) -> bool:

@@ -65,6 +65,18 @@ class RunPaths:
         """The checkpoint after this step: a plain transformers folder."""
         return self.checkpoints / f"step_{step}"
 
+    @property
+    def all_checkpoints(self) -> dict[int, Path]:
+        """Step → folder, of every whole checkpoint."""
+        folders = [path for path in self.checkpoints.glob("step_*") if path.name[5:].isdecimal()]
+        return {int(path.name[5:]): path for path in folders}
+
+    @property
+    def newest_checkpoint(self) -> Path | None:
+        """The checkpoint of the highest step, or None."""
+        found = self.all_checkpoints
+        return found[max(found)] if found else None
+
     def test(self, step: int) -> Path:
         """The result of the final test."""
         return self.root / "test" / f"step_{step}.json"

@@ -3,12 +3,12 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from vlmkit.config import TrainConfig, WandbMode, tokenizer_folder
+from vlmkit.config import GenerateConfig, TrainConfig, WandbMode, tokenizer_folder
 from vlmkit.errors import ConfigError
-from vlmkit.local_files import check_files, uses_easyvqa
+from vlmkit.local_files import check_files, find_checkpoint, find_pictures, uses_easyvqa
 from vlmkit.paths import TRAINER_STATE, RunPaths
 from vlmkit.run_directory import check_run_dir, require_writable
-from vlmkit.tracking.sinks import has_wandb_key
+from vlmkit.tracking.wandb_sink import has_wandb_key
 
 
 def check_training(config: TrainConfig, paths: RunPaths) -> None:
@@ -22,6 +22,8 @@ def check_training(config: TrainConfig, paths: RunPaths) -> None:
         require_package("wandb", "wandb", f"logger.wandb={config.logger.wandb.value}")
     if config.logger.wandb is WandbMode.online and not has_wandb_key():
         raise ConfigError("logger.wandb=online: needs an API key: set WANDB_API_KEY or use logger.wandb=offline")
+    if config.push_to_hub is not None:
+        check_hub_token(config.push_to_hub)
     begun = any(paths.checkpoints.glob("step_*"))  # then the run goes on from its own, wherever it began
     named = config.resume not in ("auto", "never")
     if named and not begun and not (Path(config.resume).expanduser() / TRAINER_STATE).is_dir():
@@ -36,9 +38,26 @@ def check_inspection(config: TrainConfig, page: Path) -> None:
         UserError: Something is missing or does not fit; the message names the key and the way out.
     """
     check_data(config)
-    if page.is_dir():
-        raise ConfigError(f"out={page}: must be a file, not a directory")
-    require_writable(page.parent, f"out={page}")
+    check_output(page)
+
+
+def check_generation(config: GenerateConfig) -> None:
+    """Check the checkpoint, the pictures and the place of the answers.
+
+    Raises:
+        ConfigError: Something is missing; the message names the key and the way out.
+    """
+    find_checkpoint(config.ckpt)
+    find_pictures(config.image)
+    if config.out is not None:
+        check_output(Path(config.out).expanduser())
+
+
+def check_output(path: Path) -> None:
+    """Raise ConfigError unless the file that ``out`` names can be written."""
+    if path.is_dir():
+        raise ConfigError(f"out={path}: must be a file, not a directory")
+    require_writable(path.parent, f"out={path}")
 
 
 def check_data(config: TrainConfig) -> None:
@@ -47,6 +66,14 @@ def check_data(config: TrainConfig) -> None:
     if uses_easyvqa(config.dataset):
         require_package("easy_vqa", "easy-vqa", "dataset=easyvqa")
     tokenizer_folder(config.model.tokenizer)
+
+
+def check_hub_token(repo: str) -> None:
+    """Raise ConfigError if nobody is logged in to the Hugging Face hub: better now than after the run."""
+    from huggingface_hub import get_token
+
+    if not get_token():
+        raise ConfigError(f"push_to_hub={repo}: needs a token of the hub: set HF_TOKEN, or log in with `hf auth login`")
 
 
 def require_package(module: str, package: str, key: str) -> None:

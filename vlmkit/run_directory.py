@@ -15,11 +15,13 @@ import yaml
 from vlmkit.config import TrainConfig
 from vlmkit.errors import ConfigError, UserError
 from vlmkit.paths import RunPaths, held_lock, whole_file
+from vlmkit.redact import redact
 
 # Where a run lives and how it is watched: a run can go on with other values of these.
 NOT_IDENTITY = (
     "run_dir",
     "resume",
+    "push_to_hub",
     "logger",
     "trainer.stats_log_interval",
     "trainer.final_test",
@@ -52,14 +54,14 @@ DATA_KEYS_OF_MODEL = (
 
 
 def plain_config(config: TrainConfig) -> dict[str, Any]:
-    """The config as plain values, ready for yaml and JSON."""
+    """The config as plain values, ready for yaml and JSON, without secrets: this is what is written and compared."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(inner) for key, inner in value.items()}
         return value.value if isinstance(value, Enum) else value
 
-    result: dict[str, Any] = plain(asdict(config))
+    result: dict[str, Any] = redact(plain(asdict(config)))
     return result
 
 
@@ -157,8 +159,8 @@ def _read_config(paths: RunPaths) -> dict[str, Any]:
 
 
 def _origin(resume: str) -> str | None:
-    """The checkpoint that a run begins from, or None if ``resume`` names none."""
-    return None if resume in ("auto", "never") else str(Path(resume).expanduser().absolute())
+    """The checkpoint that a run begins from, as config.yaml names it, or None if ``resume`` names none."""
+    return None if resume in ("auto", "never") else redact(str(Path(resume).expanduser().absolute()))
 
 
 def data_keys(config: TrainConfig, packs_per_step: int, contents: Mapping[str, object]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
     # Imported here: a mistake in the command is answered before these seconds are spent.
     from vlmkit.data.pipeline import build_training_data
     from vlmkit.distributed import Ranks
-    from vlmkit.evaluation.exact_match import load_test, run_test, save_test
+    from vlmkit.evaluation.exact_match import load_test, run_test
     from vlmkit.interrupt import StopSignal
     from vlmkit.model.attention import choose_attention
     from vlmkit.model.build import build_model
@@ -35,12 +35,12 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
     from vlmkit.processing.chat import ChatEncoder
     from vlmkit.processing.images import ImageLayout
     from vlmkit.processing.tokenizer import load_tokenizer
+    from vlmkit.reporting.hub import publish
     from vlmkit.tracking.console import Screen, StepBar
     from vlmkit.tracking.provenance import record_start
     from vlmkit.tracking.quiet import quiet_libraries
     from vlmkit.tracking.sinks import build_tracker
     from vlmkit.training.callbacks import (
-        EndRow,
         LogMetrics,
         SaveCheckpoints,
         ShowProgress,
@@ -76,7 +76,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         )
         start = checkpoints.restore(begin_from, data.start)
         tracker = stack.enter_context(
-            build_tracker(config.logger, paths, plain_config(config), start.step, ranks.is_main)
+            build_tracker(config.logger, paths, plain_config(config), start.step, ranks.is_main, screen.say)
         )
         if ranks.is_main:
             record_start(paths, start.step, ranks.world_size, str(ranks.device))
@@ -92,23 +92,16 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
                 bad_samples,
                 ShowProgress(bar, total),
                 validate,
-                EndRow(tracker),
-                SaveCheckpoints(checkpoints.save, validate.loss_at, interval, total),
+                SaveCheckpoints(tracker, checkpoints.save, validate.loss_at, interval, total),
             ]
             end = run_steps(trainer, data.steps_from(start.position), start, callbacks, stop, ranks)
-        if end.step > start.step:
-            checkpoints.save(end)
+        tracker.flush()
+        checkpoints.save(end)
         checkpoints.finish()
         if end.step == total and config.trainer.final_test and data.test:
-            result = load_test(paths, total) if start.step == total else None
-            if result is None and (
-                result := run_test(model, encoder, data.test, data.rows(), total, ranks, screen, stop)
-            ):
+            done = load_test(paths, total) if start.step == total else None
+            if result := done or run_test(paths, total, data.test, data.rows(), ranks, screen, stop):
                 tracker.log(total, result.metrics)
-                tracker.end_step()
-                if ranks.is_main:
-                    save_test(paths, result)
-            if result:
                 screen.say(str(result))
         stopped = stop.reached_any(ranks)
         for line in what_was_met(data, end, bad_samples.left_out, bad_samples.describe()):
@@ -116,6 +109,8 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         screen.say(last_words(paths, end, total, stopped))
     if stopped:
         sys.exit(128 + (stop.received or signal.SIGTERM))
+    if ranks.is_main:
+        publish(config, paths, total, end.totals.run.tokens, data.describe(), screen)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import QUICK, Run
 from vlmkit.config import WandbMode
-from vlmkit.tracking.sinks import wandb_mode
+from vlmkit.tracking.wandb_sink import wandb_mode
 
 WITH_WANDB = [argument for argument in QUICK if argument != "logger=none"]
 

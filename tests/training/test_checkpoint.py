@@ -17,7 +17,6 @@ from vlmkit.training.checkpoint import (
     Checkpoints,
     choose_start,
     load_weights,
-    newest_checkpoint,
     remove_half_written,
     remove_surplus,
 )
@@ -115,7 +114,7 @@ def test_nothing_half_written_or_half_removed_is_taken_for_a_checkpoint(paths: R
     fake_checkpoints(paths, {9: None, 10: None})
     (paths.checkpoints / ".step_11.tmp" / "half").mkdir(parents=True)
     paths.checkpoint(10).rename(paths.checkpoints / ".step_10.tmp")  # as a removal begins
-    assert newest_checkpoint(paths) == paths.checkpoint(9)
+    assert paths.newest_checkpoint == paths.checkpoint(9)
     remove_half_written(paths)
     assert kept(paths) == [9]
 

@@ -16,6 +16,7 @@ from vlmkit.data.rows import Row
 from vlmkit.data.sources import Question
 from vlmkit.distributed import Ranks
 from vlmkit.interrupt import StopSignal
+from vlmkit.model.load import load_checkpoint
 from vlmkit.model.packed import PackedVLM
 from vlmkit.paths import RunPaths, whole_file
 from vlmkit.processing.chat import ChatEncoder
@@ -60,23 +61,24 @@ class TestResult:
 
 
 def run_test(
-    model: PackedVLM,
-    encoder: ChatEncoder,
+    paths: RunPaths,
+    step: int,
     test: Sequence[Question],
     train: Iterable[Row],
-    step: int,
     ranks: Ranks,
     screen: Screen,
     stop: StopSignal,
 ) -> TestResult | None:
-    """Answer the test questions of a dataset, each process its share.
+    """Answer the test questions of a dataset with a checkpoint, each process its share, and save the result.
+
+    The checkpoint as it lies there, not the model in memory: that may be spread over the processes, and this way it is
+    the thing itself that is tested.
 
     Args:
-        model: Answers.
-        encoder: Of the model's tokenizer and layout.
+        paths: The run.
+        step: Of the checkpoint.
         test: The questions.
         train: The rows that the answers from the question alone are taken from.
-        step: Training steps that the model has behind it.
         ranks: The processes.
         screen: Shows progress.
         stop: A signal leaves the test unfinished.
@@ -84,26 +86,28 @@ def run_test(
     Returns:
         The result on every process; None if a signal came before all questions were answered.
     """
-    longest = max(len(encoder.tokenizer.encode_text(text)) for question in test for text in question.answers)
+    hf, tokenizer, layout = load_checkpoint(str(paths.checkpoint(step)))
+    model, encoder = PackedVLM(hf, layout).to(ranks.device).eval(), ChatEncoder(tokenizer, layout)
+    longest = max(len(tokenizer.encode_text(text)) for question in test for text in question.answers)
     own = test[ranks.rank :: ranks.world_size]
     groups = [own[i : i + QUESTIONS_AT_ONCE] for i in range(0, len(own), QUESTIONS_AT_ONCE)]
     answered: list[Answered] = []
-    model.eval()
     for questions in screen.watch("answering the test questions")(groups):
         if stop.received:
             break
         answered += answer_questions(model, encoder, questions, longest + SPARE_TOKENS)
-    model.train()
     if stop.reached_any(ranks):
         return None
     answered = ranks.gather(answered)
-    return TestResult(
+    result = TestResult(
         global_step=step,
         n=len(answered),
         exact_match=sum(answer.correct for answer in answered) / len(answered),
         question_only=question_only_exact_match(train, test),
         answered=tuple(answered),
     )
+    ranks.run_on_main(lambda: save_test(paths, result))
+    return result
 
 
 def answer_questions(

@@ -1,16 +1,27 @@
 """The forward pass over packs: what is trained, and what answers questions."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 from transformers import Idefics3ForConditionalGeneration
+from transformers.generation.streamers import BaseStreamer
 
 from vlmkit.config import Attention
 from vlmkit.model.attention import arrange, attending_with, set_attention
 from vlmkit.model.loss import summed_loss
 from vlmkit.processing.images import ImageLayout
 from vlmkit.types import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn from the model's probabilities."""
+
+    temperature: float  # above 0; 1: the probabilities as they are
+    top_p: float  # from the likeliest tokens that have so much probability together
+    top_k: int = 0  # no other limit; transformers has one of 50 by default
 
 
 class PackedVLM(nn.Module):
@@ -77,14 +88,21 @@ class PackedVLM(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[Sequence[int]], tiles_IHWC: torch.Tensor, max_new_tokens: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        tiles_IHWC: torch.Tensor,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        streamer: BaseStreamer | None = None,
     ) -> list[list[int]]:
-        """Greedy answers to prompts of any lengths, each up to its end of turn (left out) or the limit.
+        """Answers to prompts of any lengths, each up to its end of turn (left out) or the limit.
 
         Args:
             prompts: Token ids, as ``ChatEncoder.encode_prompt`` makes them.
             tiles_IHWC: uint8 [I, H, W, 3], the tiles of all prompts in order.
             max_new_tokens: Longest answer in tokens.
+            sampling: How tokens are drawn, with torch's global random state; None: always the likeliest.
+            streamer: Is given the tokens as they come; for one prompt.
         """
         eos = self.hf.config.text_config.eos_token_id
         device = tiles_IHWC.device
@@ -101,7 +119,9 @@ class PackedVLM(nn.Module):
                 inputs_embeds=self.embed(input_ids, tiles_IHWC),
                 attention_mask=attention_mask,  # explicit: the pad token is also a token of the prompt
                 max_new_tokens=max_new_tokens,
-                do_sample=False,
+                do_sample=sampling is not None,
+                **(asdict(sampling) if sampling else {}),
+                streamer=streamer,
                 eos_token_id=eos,
                 pad_token_id=eos,
             ).tolist()

@@ -16,6 +16,8 @@ from rich.progress import (
     track,
 )
 
+from vlmkit.redact import redact
+
 T = TypeVar("T")
 
 
@@ -30,12 +32,12 @@ class Screen:
         width = max(map(len, facts)) + 2
         self.console.print(f"\n[bold]{title}")
         for name, value in facts.items():
-            self.console.print(f"[bold]{name:{width}}[/bold]{escape(value)}")
+            self.console.print(f"[bold]{name:{width}}[/bold]{escape(redact(value))}")
         self.console.print()
 
     def say(self, text: str) -> None:
         """A line."""
-        self.console.print(text, markup=False)
+        self.console.print(redact(text), markup=False)
 
     def watch(self, what: str) -> Callable[[Sequence[T]], Iterable[T]]:
         """A function that gives the items on, with a bar while they are worked through."""

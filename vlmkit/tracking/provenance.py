@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from vlmkit.paths import RunPaths, whole_file
+from vlmkit.redact import redact
 
 PACKAGES = (
     "vlmkit",
@@ -33,7 +34,7 @@ def record_start(paths: RunPaths, resumed_step: int, world_size: int, device: st
     starts.append(
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "command": redact([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "resumed_step": resumed_step,
             "git": git_revision(),
             "python": platform.python_version(),

@@ -1,149 +1,133 @@
-"""Where metrics go: metrics.jsonl always, wandb if asked for. Both get the same keys."""
+"""Where metrics go: metrics.jsonl always, wandb if asked for. Both get the same keys, one row for each step."""
 
-import json
-import math
-import netrc
-import os
-from pathlib import Path
-from typing import Any, Literal, Protocol, Self
-from urllib.parse import urlparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol, Self
 
 from vlmkit.config import LoggerConfig, WandbMode
-from vlmkit.paths import RunPaths, whole_file
-
-STEP_KEY = "global_step"
+from vlmkit.paths import RunPaths
+from vlmkit.tracking.jsonl import JsonlTracker
+from vlmkit.tracking.wandb_sink import WandbTracker
 
 
 class Tracker(Protocol):
-    """Takes metrics of a step."""
+    """Takes the metrics of a step."""
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Write one set of metrics."""
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the row of a step; if the step has one already, this is what it lacks."""
+
+    def flush(self) -> None:
+        """See to it that what was written is on disk, as far as that is in the tracker's hands."""
 
     def close(self) -> None:
         """Write out what is left."""
 
 
-class JsonlTracker:
-    """RUN/metrics.jsonl: one object a line. Lines after the step that a run resumes from are taken out."""
+class Expendable:
+    """A tracker that a run can do without: where it fails that is said, once, and the run goes on without it."""
 
-    def __init__(self, path: Path, resumed_step: int) -> None:
-        if path.exists():
-            keep_lines_up_to(path, resumed_step, STEP_KEY)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+    def __init__(self, start: Callable[[], Tracker], abandon: Callable[[], None], say: Callable[[str], None]) -> None:
+        """Start the tracker.
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Append a line; NaN and infinities become null, as JSON has none."""
-        finite = {key: finite_or_none(value) for key, value in metrics.items()}
-        self._file.write(json.dumps({STEP_KEY: step, **finite}) + "\n")
+        Args:
+            start: Makes it.
+            abandon: Leaves nothing of a failed one behind that could fail again.
+            say: Gets the line.
+        """
+        self._abandon = abandon
+        self._say = say
+        self._tracker: Tracker | None = None
+        with self._tolerant():
+            self._tracker = start()
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the row, if the tracker still works."""
+        with self._tolerant():
+            if self._tracker:
+                self._tracker.write(step, metrics)
 
-
-class WandbTracker:
-    """The same metrics in wandb, over ``global_step``; never with wandb's own step, which drops late rows."""
-
-    def __init__(self, config: LoggerConfig, paths: RunPaths, run_config: dict[str, Any]) -> None:
-        import wandb
-
-        mode = wandb_mode(config.wandb)
-        self._run = wandb.init(
-            project=config.project,
-            entity=config.entity,
-            dir=str(paths.root),
-            id=wandb_run_id(paths),
-            name=paths.root.name,
-            # Offline, wandb has nothing to resume and says so: each start is a file of its own under the same id.
-            resume="allow" if (mode or os.environ["WANDB_MODE"]) == "online" else None,
-            mode=mode,
-            config=run_config,
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-        self._run.define_metric(STEP_KEY)
-        self._run.define_metric("*", step_metric=STEP_KEY)
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Log one row."""
-        self._run.log({STEP_KEY: step, **metrics})
+    def flush(self) -> None:
+        """Flush, if the tracker still works."""
+        with self._tolerant():
+            if self._tracker:
+                self._tracker.flush()
 
     def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()
+        """Close, if the tracker still works."""
+        with self._tolerant():
+            if self._tracker:
+                self._tracker.close()
+
+    @contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # wandb raises of everything: its own, connection errors, OSError, timeouts
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self._say(f"warning: wandb: {reason}; metrics go on in metrics.jsonl, the next start hands them in")
+            self._tracker = None
+            self._abandon()
 
 
 class Trackers:
-    """Several trackers as one."""
+    """Several trackers as one. What is logged for a step is gathered, and written as one row when the step is over."""
 
     def __init__(self, trackers: list[Tracker]) -> None:
         self._trackers = trackers
+        self._step = 0
+        self._row: dict[str, float] = {}
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Give the metrics to every tracker."""
-        for tracker in self._trackers:
-            tracker.log(step, metrics)
+        """Add metrics to the row of a step; the rows of earlier steps are written."""
+        if step != self._step:
+            self._write()
+            self._step = step
+        self._row |= metrics
 
-    def end_step(self) -> None:
-        """Write the row."""
+    def flush(self) -> None:
+        """Write the row that is being gathered, and wait until it is on disk: to be called before a checkpoint."""
+        self._write()
+        for tracker in self._trackers:
+            tracker.flush()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close every tracker."""
+        """Write what is left and close every tracker."""
+        self._write()
         for tracker in self._trackers:
             tracker.close()
 
+    def _write(self) -> None:
+        row, self._row = self._row, {}
+        for tracker in self._trackers if row else ():
+            tracker.write(self._step, row)
+
 
 def build_tracker(
-    config: LoggerConfig, paths: RunPaths, run_config: dict[str, Any], resumed_step: int, is_main: bool
+    config: LoggerConfig,
+    paths: RunPaths,
+    run_config: dict[str, Any],
+    resumed_step: int,
+    is_main: bool,
+    say: Callable[[str], None],
 ) -> Trackers:
-    """The trackers of this process: only the main process has any."""
+    """The trackers of this process: only the main process has any.
+
+    Args:
+        config: Which.
+        paths: Where.
+        run_config: What wandb is told of the run's config: ``plain_config``, which has no secrets.
+        resumed_step: The step that the run goes on from; 0 at the start.
+        is_main: Whether this is the main process.
+        say: Gets a line if wandb fails.
+    """
     if not is_main:
         return Trackers([])
     trackers: list[Tracker] = [JsonlTracker(paths.metrics, resumed_step)]
     if config.wandb is not WandbMode.disabled:
-        trackers.append(WandbTracker(config, paths, run_config))
+        start = partial(WandbTracker, config, paths, run_config, say)
+        trackers.append(Expendable(start, WandbTracker.abandon, say))
     return Trackers(trackers)
-
-
-def wandb_mode(mode: WandbMode) -> Literal["online", "offline"] | None:
-    """Online only where an API key is: wandb would ask for one otherwise. None: WANDB_MODE decides."""
-    if mode is WandbMode.auto and "WANDB_MODE" in os.environ:
-        return None
-    return "online" if mode is WandbMode.online or (mode is WandbMode.auto and has_wandb_key()) else "offline"
-
-
-def has_wandb_key() -> bool:
-    """Whether wandb could log in without asking: WANDB_API_KEY, or an entry for its host in the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return host is not None and netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def wandb_run_id(paths: RunPaths) -> str:
-    """Made once for each run directory, so that a resumed run goes on in the same wandb run."""
-    if not paths.wandb_run_id.exists():
-        with whole_file(paths.wandb_run_id) as temporary:
-            temporary.write_text(os.urandom(6).hex())
-    return paths.wandb_run_id.read_text()
-
-
-def finite_or_none(value: float) -> float | None:
-    """A number that JSON has: None for NaN and infinities."""
-    return value if math.isfinite(value) else None
-
-
-def keep_lines_up_to(path: Path, step: int, step_key: str) -> None:
-    """Rewrite a file of JSON objects without later steps and without a half-written last line."""
-    with path.open(encoding="utf-8") as old, whole_file(path) as temporary, temporary.open("w") as new:
-        for line in old:
-            if line.endswith("\n") and json.loads(line)[step_key] <= step:
-                new.write(line)

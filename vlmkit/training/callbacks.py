@@ -13,7 +13,8 @@ from vlmkit.distributed import Ranks
 from vlmkit.errors import BadSampleError, DataError, UserError, describe_counts
 from vlmkit.model.packed import PackedVLM
 from vlmkit.tracking.console import Screen, StepBar
-from vlmkit.tracking.sinks import Trackers, finite_or_none, keep_lines_up_to
+from vlmkit.tracking.jsonl import finite_or_none, keep_lines_up_to
+from vlmkit.tracking.sinks import Trackers
 from vlmkit.training.loop import Progress, StepStats, compute_val_loss
 from vlmkit.training.totals import Sums, summarise
 from vlmkit.types import Batch
@@ -233,33 +234,25 @@ class Validate:
             self._screen.say(f"step {stats.step}: validation loss {loss:.4f}")
 
 
-class EndRow:
-    """Writes the step's metrics down, all in one row; before its checkpoint, which a run may go on from."""
-
-    def __init__(self, tracker: Trackers) -> None:
-        self._tracker = tracker
-
-    def after_step(self, stats: StepStats) -> None:
-        """Write the row."""
-        self._tracker.end_step()
-
-
 class SaveCheckpoints:
     """A checkpoint at intervals and at the last step."""
 
     def __init__(
         self,
+        tracker: Trackers,
         save: Callable[[Progress], None],
         val_loss_at: Callable[[int], float | None],
         interval: int,
         last_step: int,
     ) -> None:
+        self._tracker = tracker
         self._save = save
         self._val_loss_at = val_loss_at
         self._interval = interval
         self._last_step = last_step
 
     def after_step(self, stats: StepStats) -> None:
-        """Save, if it is due."""
+        """Save, if it is due; first the step's row, as a run that goes on from a checkpoint does not write it again."""
         if stats.step % self._interval == 0 or stats.step == self._last_step:
+            self._tracker.flush()
             self._save(Progress(stats.step, stats.position, stats.totals, self._val_loss_at(stats.step)))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -200,7 +199,7 @@ def choose_start(paths: RunPaths, resume: str, max_steps: int) -> Path | None:
         UserError: The one that it names does not say its step.
     """
     remove_half_written(paths)
-    newest = newest_checkpoint(paths)
+    newest = paths.newest_checkpoint
     if newest and resume == "never":
         raise ConfigError(f"resume=never: {paths.root} has checkpoints; choose another run_dir")
     if newest or resume in ("auto", "never"):
@@ -229,18 +228,6 @@ def load_weights(hf: torch.nn.Module, folder: Path) -> None:
         raise UserError(f"{folder}: the checkpoint does not fit the configured model: {wrong[0]}")
 
 
-def newest_checkpoint(paths: RunPaths) -> Path | None:
-    """The checkpoint of the highest step, or None."""
-    found = all_checkpoints(paths)
-    return found[max(found)] if found else None
-
-
-def all_checkpoints(paths: RunPaths) -> dict[int, Path]:
-    """Step → folder, of every whole checkpoint."""
-    folders = {folder: re.fullmatch(r"step_(\d+)", folder.name) for folder in paths.checkpoints.glob("step_*")}
-    return {int(match[1]): folder for folder, match in folders.items() if match}
-
-
 def remove_half_written(paths: RunPaths) -> None:
     """Remove what a killed save, or a killed removal, left behind; only who holds the run directory may."""
     for folder in paths.checkpoints.glob(".step_*.tmp"):
@@ -251,7 +238,7 @@ def remove_surplus(paths: RunPaths, config: TrainerConfig) -> None:
     """Remove the checkpoints that are neither among the newest, nor at a kept step, nor the best on validation."""
     if config.keep_last is None:
         return
-    found = all_checkpoints(paths)
+    found = paths.all_checkpoints
     keep = set(sorted(found)[-config.keep_last :])
     if config.keep_every:
         keep |= {step for step in found if step % config.keep_every == 0}

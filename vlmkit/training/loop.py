@@ -22,6 +22,7 @@ from vlmkit.data.ratings import FilterCounts
 from vlmkit.distributed import Ranks
 from vlmkit.errors import BadSampleError
 from vlmkit.interrupt import StopSignal
+from vlmkit.model.layers import wrap_layers
 from vlmkit.model.loss import shift_labels
 from vlmkit.model.packed import PackedVLM
 from vlmkit.training.optim import (
@@ -92,6 +93,7 @@ class Trainer:
     def __init__(self, model: PackedVLM, config: TrainConfig, ranks: Ranks) -> None:
         """Get a model with its final weights ready to be trained."""
         freeze_parts(model.hf, config.optimizer)
+        wrap_layers(model, compiled=config.trainer.compile, recomputed=config.trainer.activation_checkpointing)
         self.model = model
         self.max_steps = config.trainer.max_training_steps
         self.stats_interval = config.trainer.stats_log_interval

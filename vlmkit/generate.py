@@ -1,0 +1,91 @@
+"""Ask a checkpoint about a picture; the answer streams to the terminal.
+
+    python -m vlmkit.generate ckpt=RUN/checkpoints/step_N image=shape.png prompt='what shape is it?'
+    python -m vlmkit.generate ckpt=RUN image=PICTURES prompt='what is it?' out=answers.jsonl   each picture of a folder
+    python -m vlmkit.generate ckpt=RUN image=[a.png,b.png] prompt='what differs?' temperature=0.7 top_p=0.9 seed=1
+    python -m vlmkit.generate ckpt=RUN prompt='how are you?'                                   no picture
+
+Read next: ``model/answer.py`` (a question and its answer), ``model/packed.py`` (the model that generates).
+"""
+
+import json
+import re
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+from vlmkit import entry
+from vlmkit.config import GenerateConfig
+from vlmkit.errors import UserError
+from vlmkit.local_files import find_checkpoint, find_pictures
+from vlmkit.preflight import check_generation
+from vlmkit.redact import redact
+
+
+def generate(config: GenerateConfig) -> int:
+    """Answer the prompt about each picture of a folder, or about all named together.
+
+    A question that cannot be answered is a line on standard error; the others are.
+
+    Returns:
+        How many could not be answered.
+    """
+    # Imported here: a mistake in the command is answered before these seconds are spent.
+    from vlmkit.model.answer import Answerer
+    from vlmkit.tracking.quiet import quiet_libraries
+
+    quiet_libraries()
+    checkpoint = find_checkpoint(config.ckpt)
+    if checkpoint != Path(config.ckpt).expanduser():
+        _say(f"asking {checkpoint}")
+    answerer = Answerer(str(checkpoint))
+    questions = find_pictures(config.image)
+    failed = 0
+    with Path(config.out).expanduser().open("w", encoding="utf-8") if config.out else nullcontext() as out:
+        for pictures in questions:
+            named = len(questions) > 1
+            if named:
+                print(f"{pictures[0].name}: ", end="", flush=True)  # noqa: T201
+            try:
+                answer = answerer.answer(pictures, config)
+            except UserError as error:
+                print(end="\n" if named else "", flush=True)  # noqa: T201
+                _say(f"error: {error}")
+                failed += 1
+                continue
+            if out:
+                line = {"images": [str(path) for path in pictures], "prompt": config.prompt, "answer": answer}
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+                out.flush()
+    return failed
+
+
+def main() -> None:
+    """The command."""
+    sys.argv = [sys.argv[0], *map(quoted, sys.argv[1:])]
+    entry.run("generate", _start)
+
+
+def quoted(argument: str) -> str:
+    """An argument as Hydra must read it: commas, quotes and brackets of a prompt or of a file's name are only text."""
+    name, _, value = argument.partition("=")
+    is_text = name == "prompt" or (name in ("image", "ckpt", "out") and Path(value).expanduser().exists())
+    if not is_text or re.fullmatch(r"(['\"]).*\1", value, re.DOTALL):
+        return argument
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"{name}='{escaped}'"
+
+
+def _start(config: GenerateConfig, _invocation: entry.Invocation) -> None:
+    check_generation(config)
+    if generate(config):
+        sys.exit(1)
+
+
+def _say(text: str) -> None:
+    """A line beside the answers, which alone are on standard output."""
+    print(redact(text), file=sys.stderr)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""RUN/metrics.jsonl, and any file with one JSON object a line that a resumed run cuts back."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlmkit.paths import whole_file
+
+STEP_KEY = "global_step"
+
+
+class JsonlTracker:
+    """RUN/metrics.jsonl: one object a line, one line a step.
+
+    It is the truth: the lines after the step that a run resumes from are taken out, and the steps are then run again.
+    """
+
+    def __init__(self, path: Path, resumed_step: int) -> None:
+        self._path = path
+        self._last_step = -1
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            keep_lines_up_to(path, resumed_step, STEP_KEY)
+            self._last_step = max((row.get(STEP_KEY, -1) for row in read_rows(path)), default=-1)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Append a line; NaN and infinities become null, as JSON has none."""
+        finite = {key: finite_or_none(value) for key, value in metrics.items()}
+        if step <= self._last_step:
+            self._add_to_line(step, finite)
+        else:
+            self._file.write(_line({STEP_KEY: step, **finite}))
+            self._last_step = step
+
+    def flush(self) -> None:
+        """Wait until the lines are on disk: a checkpoint must not outlive the rows of its steps."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _add_to_line(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Write the file anew with more in the line of a step, whole or not at all."""
+        with whole_file(self._path) as temporary, temporary.open("w", encoding="utf-8") as new:
+            for row in read_rows(self._path):
+                new.write(_line(row | metrics if row.get(STEP_KEY) == step else row))
+        self._file.close()
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+
+
+def finite_or_none(value: float) -> float | None:
+    """A number that JSON has: None for NaN and infinities."""
+    return value if math.isfinite(value) else None
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines."""
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def keep_lines_up_to(path: Path, step: int, step_key: str) -> None:
+    """Rewrite a file of JSON objects without later steps and without a half-written last line.
+
+    A line that has no step stays.
+    """
+    with path.open(encoding="utf-8") as old, whole_file(path) as temporary, temporary.open("w") as new:
+        for line in old:
+            if line.endswith("\n") and json.loads(line).get(step_key, step) <= step:
+                new.write(line)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
