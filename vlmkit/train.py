@@ -51,6 +51,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
     from vlmkit.training.checkpoint import Checkpoints, choose_start, load_weights
     from vlmkit.training.loop import Callback, Trainer, run_steps
     from vlmkit.training.summary import describe_run, last_words, what_was_met
+    from vlmkit.training.throughput import Throughput
 
     quiet_libraries()
     total, interval = config.trainer.max_training_steps, config.trainer.eval_interval
@@ -84,11 +85,12 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
 
         known_bad = data.bad if ranks.is_main else ()
         bad_samples = WatchBadSamples(paths.bad_samples, config.dataset.max_bad_share, known_bad, start.step)
+        throughput = Throughput(model.hf.config, trainer.optimizer, ranks)
         validate = Validate(model, data.validation, interval, total, tracker, screen, ranks)
         with StepBar(screen, total, start.step, config.trainer.stats_log_interval) as bar:
             callbacks: list[Callback] = [
                 WatchBadSteps(paths.bad_steps, config.trainer.on_bad_step, start.step, screen, ranks),
-                LogMetrics(tracker, screen, config, data.counts),
+                LogMetrics(tracker, screen, config, data.counts, throughput),
                 bad_samples,
                 ShowProgress(bar, total),
                 validate,

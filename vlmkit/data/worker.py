@@ -78,7 +78,9 @@ def build_batch(
         tiles=_cut(pictures, encoder.layout),
         num_samples=sum(map(len, prepared)),
         num_images=len(pictures),
-        num_pairs=sum(len(one.encoded.input_ids) ** 2 for together in prepared for one in together),
+        num_pairs=sum(
+            n * (n + 1) // 2 for together in prepared for one in together if (n := len(one.encoded.input_ids))
+        ),
         names=tuple(names),
         digest=add_digests(digests),
         bad=tuple(bad),

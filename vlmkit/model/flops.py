@@ -43,10 +43,9 @@ class Work:
     @classmethod
     def of(cls, batch: Batch) -> "Work":
         """That of one micro-batch; on a GPU this waits for it."""
-        real_BT = batch.segment_ids >= 0
         return cls(
-            tokens=int(real_BT.sum()),
-            pairs=int((batch.position_ids[real_BT] + 1).sum()),
+            tokens=int((batch.segment_ids >= 0).sum()),
+            pairs=batch.num_pairs,
             tiles=len(batch.tiles),
             labelled=int((shift_labels(batch.labels) != IGNORED_LABEL).sum()),
         )

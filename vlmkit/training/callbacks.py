@@ -16,6 +16,7 @@ from vlmkit.tracking.console import Screen, StepBar
 from vlmkit.tracking.jsonl import finite_or_none, keep_lines_up_to
 from vlmkit.tracking.sinks import Trackers
 from vlmkit.training.loop import Progress, StepStats, compute_val_loss
+from vlmkit.training.throughput import Throughput
 from vlmkit.training.totals import Sums, summarise
 from vlmkit.types import Batch
 
@@ -23,7 +24,10 @@ from vlmkit.types import Batch
 class LogMetrics:
     """One line for each step, training statistics at intervals, and one line for each epoch and for the run."""
 
-    def __init__(self, tracker: Trackers, screen: Screen, config: TrainConfig, known: FilterCounts) -> None:
+    def __init__(
+        self, tracker: Trackers, screen: Screen, config: TrainConfig, known: FilterCounts, throughput: Throughput
+    ) -> None:
+        self._throughput = throughput
         self._tracker = tracker
         self._screen = screen
         self._last_step = config.trainer.max_training_steps
@@ -44,7 +48,8 @@ class LogMetrics:
         }
         filtered = filter_stats(self._known if self._known.samples else stats.totals.counts)
         if (sums := stats.ended_window) is not None:
-            window = window_stats(sums, self._seq_length) | {"peak_memory_gb": stats.peak_memory_gb} | filtered
+            window = window_stats(sums, self._seq_length) | self._throughput.of(sums) | filtered
+            window["peak_memory_gb"] = stats.peak_memory_gb
             metrics |= {f"training_stats/{name}": value for name, value in window.items()}
             self._warn(window)
         if (epoch := stats.ended_epoch) is not None:

@@ -42,7 +42,7 @@ class Sums:
     images: int = 0
     tiles: int = 0
     labelled: int = 0  # tokens that were learnt from
-    pairs: int = 0  # sum of the squares of the samples' lengths: attention's share of the work
+    pairs: int = 0  # of a query and a key that it sees
     tile_imbalance: float = 0.0  # sum over the steps
     lateness: int = 0  # the most
     arrived: int = 0  # samples read, whether they are in a pack already or wait for one, and the unreadable ones
