@@ -55,7 +55,9 @@ def test_no_file_and_no_line_of_a_run_holds_a_secret(vlmkit: Run, tmp_path: Path
     done = vlmkit("train", "run_dir=run", *arguments, *few, url, WANDB_MODE="offline", **secrets)
     assert (done.returncode, done.stderr) == (0, "")
     written = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert any(path.suffix == ".wandb" and b"batch_loss" in content for path, content in written.items())
+    [in_wandb] = (content for path, content in written.items() if path.suffix == ".wandb")
+    for key in (b"batch_loss", b"val_loss", b"grad_norm", b"tokens_per_second", b"global_step"):
+        assert key in in_wandb
     for secret in (*secrets.values(), "pa55w0rd"):
         assert secret not in done.stdout
         assert [path for path, content in written.items() if secret.encode() in content] == []
