@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from tests.conftest import composed
 from vlmkit.config import SCHEMAS, AugmentConfig, OptimizerConfig, PackingConfig, TrainerConfig
 from vlmkit.paths import config_dir
+from vlmkit.run_directory import plain_config
 
 OPTIONS = sorted(path for path in config_dir().glob("*/*.yaml"))
 
@@ -31,7 +32,11 @@ def test_options_were_found() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")
+@pytest.mark.parametrize(
+    "path",
+    [path for path in OPTIONS if path.parent.name != "experiment"],
+    ids=lambda path: f"{path.parent.name}={path.stem}",
+)
 def test_an_option_repeats_no_default(path: Path) -> None:
     option = OmegaConf.load(path)
     defaults = option.pop("defaults")
@@ -61,6 +66,46 @@ def test_a_dataset_chooses_what_goes_with_it_and_the_command_line_comes_first() 
     assert composed("train", "optimizer=adamw").optimizer == OptimizerConfig()
     assert composed("train", "trainer=default").trainer == TrainerConfig()
     assert composed("train", "trainer=default", "trainer.batch_size=3").trainer.batch_size == 3
+
+
+EXPERIMENTS = sorted((config_dir() / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_begins_with_its_command_and_repeats_no_default(path: Path) -> None:
+    package, command, *_ = path.read_text().splitlines()
+    assert package == "# @package _global_"  # Hydra wants it first
+    assert command == f"# python -m vlmkit.train experiment={path.stem}"
+    yaml = OmegaConf.load(path)
+    chosen = [f"{key.removeprefix('override /')}={name}" for line in yaml.pop("defaults") for key, name in line.items()]
+    without = OmegaConf.create(plain_config(composed(*chosen)))
+    for key, value in flat(OmegaConf.to_container(yaml)).items():
+        assert OmegaConf.select(without, key) != value, f"{path.name}: {key} is the default"
+
+
+def test_the_experiments_are_the_reference_s() -> None:
+    production = composed("experiment=production")
+    assert (production.dataset.repo, production.dataset.streaming) == (
+        "HuggingFaceM4/FineVision_concat_shuffled_2",
+        True,
+    )
+    assert production.trainer == TrainerConfig()
+    assert (production.packing.seq_length, production.packing.max_images_per_knapsack) == (4096, 18)
+    low = composed("experiment=low_resource")
+    assert (low.trainer.batch_size, low.trainer.gradient_accumulation_steps, low.trainer.eval_interval) == (1, 16, 1000)
+    assert (low.packing.seq_length, low.packing.max_images_per_knapsack) == (2048, 10)
+    assert low.dataset.max_images_per_example == 2
+
+
+def test_an_experiment_wins_over_its_dataset_and_the_command_line_over_both() -> None:
+    """easyvqa.yaml chooses the trainer demo and a pack of 192 tokens."""
+    assert composed("experiment=production", "dataset=easyvqa").trainer == TrainerConfig()
+    assert composed("experiment=low_resource", "dataset=easyvqa").packing.seq_length == 2048
+    changed = composed("experiment=production", "model=tiny", "trainer.batch_size=4")
+    assert (changed.trainer.batch_size, changed.model.vision.hidden_size) == (4, 128)
+    assert changed.optimizer.lr_projector == 1e-3
+    assert composed("trainer=demo", "experiment=production").trainer.max_training_steps == 2100
+    assert composed("experiment=low_resource", "packing.seq_length=512").packing.seq_length == 512
 
 
 def test_pictures_are_augmented_only_if_asked_for() -> None:

@@ -55,7 +55,9 @@ def test_no_file_and_no_line_of_a_run_holds_a_secret(vlmkit: Run, tmp_path: Path
     done = vlmkit("train", "run_dir=run", *arguments, *few, url, WANDB_MODE="offline", **secrets)
     assert (done.returncode, done.stderr) == (0, "")
     written = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert any(path.suffix == ".wandb" and b"batch_loss" in content for path, content in written.items())
+    [in_wandb] = (content for path, content in written.items() if path.suffix == ".wandb")
+    for key in (b"batch_loss", b"val_loss", b"grad_norm", b"tokens_per_second", b"global_step"):
+        assert key in in_wandb
     for secret in (*secrets.values(), "pa55w0rd"):
         assert secret not in done.stdout
         assert [path for path, content in written.items() if secret.encode() in content] == []
@@ -77,6 +79,14 @@ def test_an_error_tells_no_secret(monkeypatch: pytest.MonkeyPatch, kind: type[Ex
     assert ("Traceback" in told) == (kind is RuntimeError)
     assert "pa55w0rd" not in told
     assert HF_TOKEN not in told
+
+
+def test_a_sweep_over_a_secret_writes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", "-m", f"logger.entity={HF_TOKEN}", "seed=0,1"])
+    with pytest.raises(SystemExit, match=r"-m logger.entity=\*\*\* seed=0,1: a sweep names its folders after"):
+        entry.run("train", print)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_whose_config_holds_a_secret_goes_on(tmp_path: Path) -> None:

@@ -588,9 +588,10 @@ class GenerateConfig:
         require(self.temperature >= 0, "temperature", self.temperature, "0 or more")
         require(self.top_p <= 1, "top_p", self.top_p, "at most 1")
         require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2**32 - 1")
-        files = self.image if isinstance(self.image, list) else [self.image or ""]
-        names = bool(files) and all(isinstance(file, str) for file in files)
-        require(names, "image", self.image, "a file, a folder, or a list of files as in image=[a.png,b.png]")
+        files = self.image if isinstance(self.image, list) else [self.image]
+        named = bool(files) and all(isinstance(file, str) and file for file in files)
+        rule = "a file, a folder, or a list of files as in image=[a.png,b.png]"
+        require(self.image is None or named, "image", self.image, rule)
 
 
 # Name of the schema in the config store → (its group, its class). An option's yaml names its schema in its defaults.

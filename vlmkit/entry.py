@@ -49,6 +49,11 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
     anything else or if HYDRA_FULL_ERROR=1 is set; with 130 for Ctrl-C.
     """
     _register_schemas()
+    if {"-m", "--multirun"} & set(sys.argv) and redact(sys.argv) != sys.argv:
+        sys.exit(
+            f"error: {' '.join(redact(sys.argv[1:]))}: a sweep names its folders after its arguments, a secret must not "
+            "be among them: put it in the environment"
+        )
 
     def leave(error: Exception) -> NoReturn:
         if wants_traceback or not _is_the_users(error):

@@ -104,6 +104,8 @@ def test_after_kill_9_each_step_is_there_once(tmp_path: Path, steps_before_kill:
     assert rows[3]["grad_norm"] is None
     assert rows[10] == {"batch_loss": 10 / 7, "grad_norm": 1.0, "val_loss": 10 / 3}
     assert without_nan(in_wandb(tmp_path)) == rows
+    run_id = (tmp_path / "wandb_run_id").read_text()
+    assert [run_id in path.name for path in (tmp_path / "wandb").glob("offline-run-*")] == [True, True]
 
 
 def test_a_wandb_that_dies_is_one_line_and_the_next_start_hands_in_what_it_lacks(tmp_path: Path) -> None:
