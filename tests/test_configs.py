@@ -1,5 +1,6 @@
 """Every yaml option composes, and holds only what differs."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from vlmkit.config import SCHEMAS, AugmentConfig, OptimizerConfig, PackingConfig, TrainConfig, TrainerConfig
+from vlmkit.config import SCHEMAS, AugmentConfig, Layout, OptimizerConfig, PackingConfig, TrainConfig, TrainerConfig
+from vlmkit.errors import ConfigError
 from vlmkit.paths import config_dir
 
 OPTIONS = sorted(path for path in config_dir().glob("*/*.yaml"))
@@ -75,6 +77,22 @@ def test_a_dataset_chooses_what_goes_with_it_and_the_command_line_comes_first() 
     assert composed("optimizer=adamw").optimizer == OptimizerConfig()
     assert composed("trainer=default").trainer == TrainerConfig()
     assert composed("trainer=default", "trainer.batch_size=3").trainer.batch_size == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("resize_to_max_side_len=false", "resize_to_max_side_len=False: must be true with model.image.layout=idefics3"),
+        ("max_img_size=448", "max_img_size=448: must be a multiple of model.vision.tile_size=64, at most 6 tiles"),
+        ("max_img_size=255", "max_img_size=255: must be even with model.image.layout=idefics3"),
+        ("max_img_size=4160", "max_img_size=4160: must be at most 4096 with model.image.layout=idefics3"),
+    ],
+)
+def test_what_the_processor_of_idefics3_would_do_otherwise_is_refused(override: str, told: str) -> None:
+    idefics3 = ("model.image.layout=idefics3", "model.image.resize_to_max_side_len=true")
+    assert composed(*idefics3).model.image.layout is Layout.idefics3
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'model.image.{told}')}"):
+        composed(*idefics3, f"model.image.{override}")
 
 
 def test_pictures_are_augmented_only_if_asked_for() -> None:

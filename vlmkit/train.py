@@ -52,7 +52,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         screen = Screen(ranks.is_main)
         stack.enter_context(ranks.on_main(claim(paths, config)))
 
-        tokenizer = load_tokenizer(config.model.tokenizer)
+        tokenizer = load_tokenizer(config.model.tokenizer, config.model.image.layout)
         layout = ImageLayout.from_config(config.model)
         encoder = ChatEncoder(tokenizer, layout)
         model = PackedVLM(build_model(config.model, tokenizer), layout)

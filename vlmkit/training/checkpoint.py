@@ -18,8 +18,9 @@ from vlmkit.data.state import position_from_json, position_to_json
 from vlmkit.distributed import Ranks
 from vlmkit.errors import ConfigError, UserError
 from vlmkit.model.packed import PackedVLM
-from vlmkit.paths import PROCESSOR, TRAINER_STATE, RunPaths
+from vlmkit.paths import TRAINER_STATE, RunPaths
 from vlmkit.processing.images import ImageLayout
+from vlmkit.processing.processor import save_processor
 from vlmkit.processing.tokenizer import ChatTokenizer
 from vlmkit.training.loop import DataPosition, Progress
 from vlmkit.training.totals import Totals
@@ -103,8 +104,7 @@ class Checkpoints:
         state = folder / TRAINER_STATE
         state.mkdir(parents=True)
         self._model.hf.save_pretrained(folder)
-        self._tokenizer.save(folder)
-        (folder / PROCESSOR).write_text(json.dumps(asdict(self._layout), indent=2) + "\n")
+        save_processor(folder, self._tokenizer, self._layout)
         with (state / OPTIMIZER_FILE).open("wb") as file:
             try:
                 torch.save(self._optimizer.state_dict(), file)
