@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import settings
 from omegaconf import OmegaConf
 from PIL import Image
 
-from vlmkit.config import SCHEMAS, ModelConfig
+from vlmkit.config import SCHEMAS, Layout, ModelConfig
 from vlmkit.paths import config_dir
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.images import ImageLayout
@@ -66,6 +67,16 @@ def layout(tiny_model_config: ModelConfig) -> ImageLayout:
 @pytest.fixture(scope="session")
 def encoder(tokenizer: ChatTokenizer, layout: ImageLayout) -> ChatEncoder:
     return ChatEncoder(tokenizer, layout)
+
+
+@pytest.fixture(scope="session")
+def idefics3_encoder(layout: ImageLayout) -> ChatEncoder:
+    return ChatEncoder(load_tokenizer("tiny", Layout.idefics3), as_idefics3(layout))
+
+
+def as_idefics3(layout: ImageLayout) -> ImageLayout:
+    """The same sizes in the layout idefics3."""
+    return replace(layout, kind=Layout.idefics3, resize_to_max_side_len=True)
 
 
 @pytest.fixture

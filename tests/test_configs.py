@@ -1,15 +1,19 @@
 """Every yaml option composes, and holds only what differs."""
 
+import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from tests.conftest import composed
-from vlmkit.config import SCHEMAS, AugmentConfig, OptimizerConfig, PackingConfig, TrainerConfig
+from tests import conftest
+from vlmkit.config import SCHEMAS, AugmentConfig, Layout, OptimizerConfig, PackingConfig, TrainerConfig
+from vlmkit.errors import ConfigError
 from vlmkit.paths import config_dir
 from vlmkit.run_directory import plain_config
 
+composed = partial(conftest.composed, "train")
 OPTIONS = sorted(path for path in config_dir().glob("*/*.yaml"))
 
 
@@ -23,7 +27,7 @@ NEEDED = {
 @pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")
 def test_every_option_composes(path: Path) -> None:
     option = f"{path.parent.name}={path.stem}"
-    composed("train", option, *NEEDED.get(option, []))
+    composed(option, *NEEDED.get(option, []))
 
 
 def test_options_were_found() -> None:
@@ -49,7 +53,7 @@ def test_an_option_repeats_no_default(path: Path) -> None:
 
 
 def test_the_defaults_of_trainer_optimizer_and_packing_are_the_reference() -> None:
-    config = composed("train", "trainer=default", "optimizer=adamw", "packing.seq_length=4096")
+    config = composed("trainer=default", "optimizer=adamw", "packing.seq_length=4096")
     assert PackingConfig().seq_length == 4096
     assert (config.optimizer.lr_projector, config.optimizer.lr_vision, config.optimizer.lr_language) == (
         0.00512, 5e-5, 5e-5,
@@ -61,11 +65,11 @@ def test_the_defaults_of_trainer_optimizer_and_packing_are_the_reference() -> No
 
 
 def test_a_dataset_chooses_what_goes_with_it_and_the_command_line_comes_first() -> None:
-    assert composed("train").trainer.max_training_steps == 2100
-    assert composed("train").optimizer.lr_projector == 1e-3
-    assert composed("train", "optimizer=adamw").optimizer == OptimizerConfig()
-    assert composed("train", "trainer=default").trainer == TrainerConfig()
-    assert composed("train", "trainer=default", "trainer.batch_size=3").trainer.batch_size == 3
+    assert composed().trainer.max_training_steps == 2100
+    assert composed().optimizer.lr_projector == 1e-3
+    assert composed("optimizer=adamw").optimizer == OptimizerConfig()
+    assert composed("trainer=default").trainer == TrainerConfig()
+    assert composed("trainer=default", "trainer.batch_size=3").trainer.batch_size == 3
 
 
 EXPERIMENTS = sorted((config_dir() / "experiment").glob("*.yaml"))
@@ -108,14 +112,30 @@ def test_an_experiment_wins_over_its_dataset_and_the_command_line_over_both() ->
     assert composed("experiment=low_resource", "packing.seq_length=512").packing.seq_length == 512
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("resize_to_max_side_len=false", "resize_to_max_side_len=False: must be true with model.image.layout=idefics3"),
+        ("max_img_size=448", "max_img_size=448: must be a multiple of model.vision.tile_size=64, at most 6 tiles"),
+        ("max_img_size=255", "max_img_size=255: must be even with model.image.layout=idefics3"),
+        ("max_img_size=4160", "max_img_size=4160: must be at most 4096 with model.image.layout=idefics3"),
+    ],
+)
+def test_what_the_processor_of_idefics3_would_do_otherwise_is_refused(override: str, told: str) -> None:
+    idefics3 = ("model.image.layout=idefics3", "model.image.resize_to_max_side_len=true")
+    assert composed(*idefics3).model.image.layout is Layout.idefics3
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'model.image.{told}')}"):
+        composed(*idefics3, f"model.image.{override}")
+
+
 def test_pictures_are_augmented_only_if_asked_for() -> None:
-    assert composed("train").dataset.augment == AugmentConfig(color_jitter=0, rotation_degrees=0)
-    asked = composed("train", "dataset.augment.color_jitter=0.1", "dataset.augment.rotation_degrees=5")
+    assert composed().dataset.augment == AugmentConfig(color_jitter=0, rotation_degrees=0)
+    asked = composed("dataset.augment.color_jitter=0.1", "dataset.augment.rotation_degrees=5")
     assert asked.dataset.augment == AugmentConfig(color_jitter=0.1, rotation_degrees=5)
 
 
 def test_the_recommended_filter_is_the_reference_s() -> None:
-    assert composed("train", "filter=recommended").filter.minima == (3, 3, 2, 3)
+    assert composed("filter=recommended").filter.minima == (3, 3, 2, 3)
 
 
 def flat(config: object, prefix: str = "") -> dict[str, object]:

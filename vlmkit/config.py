@@ -115,10 +115,23 @@ class LanguageConfig:
         )
 
 
+class Layout(Enum):
+    """How pictures and turns are written as tokens, and how a picture is cut: see docs/data.md."""
+
+    nanovlm = "nanovlm"  # the reference's
+    idefics3 = "idefics3"  # SmolVLM's: checkpoints work with transformers' own Idefics3 processor
+
+    @property
+    def max_grid_side(self) -> int:
+        """Rows and columns of tiles that have tokens."""
+        return 8 if self is Layout.nanovlm else 6
+
+
 @dataclass(kw_only=True, slots=True)
 class ImageConfig:
     """How a picture becomes tiles. It travels with every checkpoint."""
 
+    layout: Layout = Layout.nanovlm
     max_img_size: int = 2048  # pixels; the longest side after resizing
     resize_to_max_side_len: bool = True  # True: enlarge the long side to max_img_size; False: only to the next tile
     mean: float = 0.5  # of every channel, for pixels in 0..1
@@ -127,6 +140,16 @@ class ImageConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         require_positive("model.image", self, "max_img_size", "std")
+        if self.layout is Layout.idefics3:
+            self._check_idefics3()
+
+    def _check_idefics3(self) -> None:
+        """Its processor knows no other way, and would make an odd or larger size another one."""
+        layout, size = "model.image.layout=idefics3", self.max_img_size
+        enlarges = self.resize_to_max_side_len
+        require(enlarges, "model.image.resize_to_max_side_len", enlarges, f"true with {layout}")
+        require(size % 2 == 0, "model.image.max_img_size", size, f"even with {layout}")
+        require(size <= 4096, "model.image.max_img_size", size, f"at most 4096 with {layout}")
 
 
 class Attention(Enum):
@@ -160,12 +183,12 @@ class ModelConfig:
             self.pixel_shuffle_factor,
             f"a divisor of the {patches} patches a side of a tile",
         )
-        tile = self.vision.tile_size
+        tile, most = self.vision.tile_size, self.image.layout.max_grid_side
         require(
-            self.image.max_img_size % tile == 0 and tile <= self.image.max_img_size <= 8 * tile,
+            self.image.max_img_size % tile == 0 and tile <= self.image.max_img_size <= most * tile,
             "model.image.max_img_size",
             self.image.max_img_size,
-            f"a multiple of model.vision.tile_size={tile}, at most 8 tiles (rows and columns have tokens 1 to 8)",
+            f"a multiple of model.vision.tile_size={tile}, at most {most} tiles (so many rows and columns have tokens)",
         )
 
     @property

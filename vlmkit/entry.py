@@ -51,7 +51,7 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
     _register_schemas()
     if {"-m", "--multirun"} & set(sys.argv) and redact(sys.argv) != sys.argv:
         sys.exit(
-            f"error: {' '.join(redact(sys.argv[1:]))}: a sweep names its folders after its arguments, a secret must not "
+            f"error: {' '.join(redact(sys.argv[1:]))}: a sweep names folders after its arguments, a secret must not "
             "be among them: put it in the environment"
         )
 

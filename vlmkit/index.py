@@ -29,7 +29,9 @@ def build(config: TrainConfig) -> None:
 
     quiet_libraries()
     screen = Screen()
-    encoder = ChatEncoder(load_tokenizer(config.model.tokenizer), ImageLayout.from_config(config.model))
+    encoder = ChatEncoder(
+        load_tokenizer(config.model.tokenizer, config.model.image.layout), ImageLayout.from_config(config.model)
+    )
     for source in build_sources(config.dataset):
         started = time.perf_counter()
         index = load_or_build_index(source, encoder, cache_dir(), screen.watch(f"measuring {source.name}"))

@@ -40,7 +40,7 @@ def inspect(config: InspectConfig, title: str, command: str, page: Path) -> None
     quiet_libraries()
     screen = Screen()
     layout = ImageLayout.from_config(config.model)
-    encoder = ChatEncoder(load_tokenizer(config.model.tokenizer), layout)
+    encoder = ChatEncoder(load_tokenizer(config.model.tokenizer, config.model.image.layout), layout)
     survey = take_survey(config, encoder, screen.watch("measuring samples"))
     statistics = compute_statistics(survey, config, layout)
     screen.say(format_statistics(statistics, config))

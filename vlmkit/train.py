@@ -62,7 +62,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         stack.enter_context(ranks.on_main(claim(paths, config)))
         begin_from = ranks.run_on_main(lambda: choose_start(paths, config.resume, total))
 
-        tokenizer = load_tokenizer(config.model.tokenizer)
+        tokenizer = load_tokenizer(config.model.tokenizer, config.model.image.layout)
         layout = ImageLayout.from_config(config.model)
         encoder = ChatEncoder(tokenizer, layout)
         attention = choose_attention(config.model.attention, ranks.device, ranks.precision == "bf16")

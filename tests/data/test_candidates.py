@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import as_idefics3
 from tests.data.datasets import picture, row, turn, write_parquet, write_saved, write_tar
 from tests.data.test_files import damage
-from vlmkit.config import RATING_AXES, KnapsackConfig
+from vlmkit.config import RATING_AXES, KnapsackConfig, Layout
 from vlmkit.data.files import ArrowFile, ParquetFile, RowFile, RowsFile, TarFile
 from vlmkit.data.index import SampleIndex, load_or_build_index
 from vlmkit.data.lanes import Selection, _Found
@@ -50,10 +51,21 @@ texts = st.text(max_size=12) | st.sampled_from(
 answers = texts.filter(lambda text: bool(text.strip()))
 
 
+SMOLLM2 = str(Path(__file__).parents[1] / "golden" / "tokenizer")
+
+
 @pytest.fixture(scope="module")
 def encoder(layout: ImageLayout) -> ChatEncoder:
     """With SmolLM2's tokenizer: unlike the tiny one it joins the newline after ``user`` with what follows."""
-    return ChatEncoder(load_tokenizer(str(Path(__file__).parents[1] / "golden" / "tokenizer")), layout)
+    return ChatEncoder(load_tokenizer(SMOLLM2), layout)
+
+
+@pytest.fixture(scope="module", params=Layout, ids=lambda layout: layout.value)
+def any_encoder(request: Any, encoder: ChatEncoder, layout: ImageLayout) -> ChatEncoder:
+    """The same, in each layout."""
+    if request.param is Layout.nanovlm:
+        return encoder
+    return ChatEncoder(load_tokenizer(SMOLLM2, Layout.idefics3), as_idefics3(layout))
 
 
 @st.composite
@@ -221,16 +233,16 @@ def blanks_left_out(made: Mapping[str, Any]) -> list[int]:
 @settings(max_examples=30)
 @given(rows=many_rows, minima=all_minima, turns=st.sampled_from([None, 1, 2]), epoch=st.integers(0, 2))
 def test_what_a_visit_takes_up_is_what_its_encoding_has(
-    encoder: ChatEncoder, rows: list[dict[str, Any]], minima: tuple[int, ...], turns: int | None, epoch: int
+    any_encoder: ChatEncoder, rows: list[dict[str, Any]], minima: tuple[int, ...], turns: int | None, epoch: int
 ) -> None:
-    found = visited(candidates(rows, encoder, minima, turns_per_visit=turns), seed=epoch, epoch=epoch)
-    kept = reference(rows, minima, NO_LIMITS, encoder).kept
+    found = visited(candidates(rows, any_encoder, minima, turns_per_visit=turns), seed=epoch, epoch=epoch)
+    kept = reference(rows, minima, NO_LIMITS, any_encoder).kept
     assert found.keys() == kept.keys()
     for number, (drawn, (tokens, images, tiles)) in found.items():
         assert len(drawn) == min(turns or 99, len(kept[number]))
         assert set(drawn) <= set(kept[number])
         assert len(set(drawn)) == len(drawn)
-        assert (tokens, tiles) == taken_up(rows[number], drawn, encoder)
+        assert (tokens, tiles) == taken_up(rows[number], drawn, any_encoder)
         assert images == len(rows[number]["images"])
 
 
@@ -263,22 +275,22 @@ def test_the_tokenizer_of_these_tests_joins_across_the_seam(encoder: ChatEncoder
 
 @pytest.mark.parametrize("turns_per_visit", [None, 1])
 def test_a_sample_of_exactly_the_limit_is_kept_and_a_longer_one_is_not(
-    encoder: ChatEncoder, turns_per_visit: int | None
+    any_encoder: ChatEncoder, turns_per_visit: int | None
 ) -> None:
     """So no sample is left out by number that a stream keeps."""
     for images in ([], [PICTURES[0]], [PICTURES[1], PICTURES[2]]):
         texts = [turn("\n\nq"), turn("\n\n\n"), turn("q")][:turns_per_visit]
         made = {"images": images, "texts": texts}
-        tokens, _ = taken_up(made, range(len(texts)), encoder)
+        tokens, _ = taken_up(made, range(len(texts)), any_encoder)
         limits = [Limits(limit, 9, 9, None) for limit in (tokens, tokens - 1)]
-        found = [candidates([made], encoder, limits=limit, turns_per_visit=turns_per_visit) for limit in limits]
+        found = [candidates([made], any_encoder, limits=limit, turns_per_visit=turns_per_visit) for limit in limits]
         assert list(map(len, found)) == [1, 0]
 
 
-def test_many_pictures_are_numbered_with_longer_numbers(encoder: ChatEncoder) -> None:
+def test_many_pictures_are_numbered_with_longer_numbers(any_encoder: ChatEncoder) -> None:
     rows = [row([PICTURES[0]] * count, 2) for count in (1, 2, 10, 11, 12)]
-    for number, (turns, (tokens, images, tiles)) in visited(candidates(rows, encoder)).items():
-        assert (tokens, tiles) == taken_up(rows[number], turns, encoder)
+    for number, (turns, (tokens, images, tiles)) in visited(candidates(rows, any_encoder)).items():
+        assert (tokens, tiles) == taken_up(rows[number], turns, any_encoder)
         assert images == len(rows[number]["images"])
 
 

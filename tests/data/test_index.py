@@ -144,6 +144,12 @@ def test_another_tile_size_needs_no_new_index(path: Path, encoder: ChatEncoder, 
     assert_equal(build(ROWS, encoder, tmp_path / "a")[0], build(ROWS, other, tmp_path / "b")[0])
 
 
+def test_another_layout_needs_a_new_index(path: Path, encoder: ChatEncoder, idefics3_encoder: ChatEncoder) -> None:
+    """Even if a tokenizer had the tokens of both: turns are written in another way."""
+    tokenizer = replace(idefics3_encoder.tokenizer, _text=encoder.tokenizer._text)
+    assert folder_of(path, ChatEncoder(tokenizer, idefics3_encoder.layout)) != folder_of(path, encoder)
+
+
 def test_a_changed_file_needs_a_new_index(path: Path, encoder: ChatEncoder) -> None:
     before = folder_of(path, encoder)
     assert folder_of(path, encoder) == before

@@ -3,6 +3,7 @@ import re
 import struct
 import warnings
 import zlib
+from dataclasses import replace
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
@@ -10,11 +11,15 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
+from transformers import Idefics3ImageProcessor, Idefics3ImageProcessorPil
+from transformers.image_utils import SizeDict
 
-from tests.conftest import png
+from tests.conftest import as_idefics3, png
+from vlmkit.config import Layout
 from vlmkit.errors import DataError
 from vlmkit.processing import images
 from vlmkit.processing.images import ImageLayout, TileGrid, cut_tiles, image_size, load_image
@@ -106,6 +111,52 @@ def test_a_picture_of_one_tile_is_that_tile(layout: ImageLayout) -> None:
 
 def largest_difference(a: object, b: object) -> int:
     return int(np.abs(np.asarray(a, int) - np.asarray(b, int)).max())
+
+
+# ---- layout idefics3 -----------------------------------------------------------------------------------
+
+IMAGE_PROCESSOR = Idefics3ImageProcessor()
+
+
+@settings(max_examples=300)
+@given(tile=st.sampled_from([32, 64, 224, 364, 384, 512]), tiles=st.integers(1, 6), width=sides, height=sides)
+def test_the_grid_of_idefics3_is_that_of_its_processor(tile: int, tiles: int, width: int, height: int) -> None:
+    size, bicubic = tile * tiles, Image.Resampling.BICUBIC
+    picture = torch.empty(1, 3, height, width, dtype=torch.uint8, device="meta")  # sizes alone
+    picture = IMAGE_PROCESSOR.resize(picture, SizeDict(longest_edge=size), resample=bicubic)
+    picture = IMAGE_PROCESSOR.resize_for_vision_encoder(picture, tile, resample=bicubic)
+    _, [rows], [cols] = IMAGE_PROCESSOR.split_images(picture, {"longest_edge": tile}, resample=bicubic)
+    grid = ImageLayout(tile, 64, size, True, 0.5, 0.5, Layout.idefics3).grid(width, height)
+    assert (grid.rows, grid.cols) == (max(rows, 1), max(cols, 1))
+    assert max(grid.rows, grid.cols) <= Layout.idefics3.max_grid_side
+
+
+def test_the_global_tile_of_idefics3_goes_last(layout: ImageLayout) -> None:
+    halves = np.zeros((64, 128, 3), np.uint8)
+    halves[:, 64:] = 255
+    left, right, whole = cut_tiles(Image.fromarray(halves), replace(as_idefics3(layout), max_img_size=128))
+    assert (left[:, :60].max(), right[:, 4:].min()) == (0, 255)
+    assert (whole[:, :28].max(), whole[:, 36:].min()) == (0, 255)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (300, 7), (5, 400), (257, 256), (640, 480), (999, 1000)])
+def test_pixels_of_idefics3_are_pil_s_or_nearly(
+    layout: ImageLayout, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of PyTorch's filter to within 2 of 255 (more in noise, where it resizes the other axis first); or it is PIL's."""
+    few = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    picture = Image.fromarray(few).resize(size, Image.Resampling.BICUBIC)
+    layout = as_idefics3(layout)
+    processor = Idefics3ImageProcessorPil(
+        size={"longest_edge": layout.max_img_size},
+        max_image_size={"longest_edge": layout.tile_size},
+        do_rescale=False,
+        do_normalize=False,
+    )
+    pil = processor(picture).pixel_values[0].transpose(0, 2, 3, 1)
+    assert largest_difference(cut_tiles(picture, layout), pil) <= 2
+    monkeypatch.setattr(images, "_torch_has_lanczos", lambda: False)
+    assert np.array_equal(cut_tiles(picture, layout), pil)
 
 
 # ---- modes ---------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from tests.reporting.rated_data import SETTINGS, composed_inspect, write_rated
 from vlmkit.config import InspectConfig
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.images import ImageLayout
-from vlmkit.processing.tokenizer import ChatTokenizer
+from vlmkit.processing.tokenizer import load_tokenizer
 from vlmkit.reporting.survey import Survey, take_survey
 
 Look = Callable[..., tuple[InspectConfig, ChatEncoder, Survey]]
@@ -21,12 +21,13 @@ def rated_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def look(rated_data: Path, tokenizer: ChatTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Look:
+def look(rated_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Look:
     """Survey the rated data with some keys set."""
     cache = tmp_path_factory.mktemp("cache")
 
     def look_at(*overrides: str, path: Path = rated_data) -> tuple[InspectConfig, ChatEncoder, Survey]:
         config = composed_inspect(*SETTINGS, f"dataset.path={path}", *overrides)
+        tokenizer = load_tokenizer(config.model.tokenizer, config.model.image.layout)
         encoder = ChatEncoder(tokenizer, ImageLayout.from_config(config.model))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("VLMKIT_CACHE", str(cache / "index"))

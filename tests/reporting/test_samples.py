@@ -107,6 +107,29 @@ def test_pictures_and_tiles_are_those_of_the_model(look: Look, shown: dict[int, 
     assert shown[TEXT_ONLY].pictures == ()
 
 
+def test_idefics3_is_drawn_as_its_model_sees_it(look: Look, shown: dict[int, ShownSample]) -> None:
+    config, encoder, survey = look(
+        "samples=100", "model.image.layout=idefics3", "model.image.resize_to_max_side_len=true"
+    )
+    drawn = {row: show_sample(one, row, config, encoder) for one, row in choose_samples(survey, config)}
+    row = next(number for number, sample in drawn.items() if number % 4 == 0 and sample.turns)
+    sample = drawn[row]
+    [picture] = sample.pictures
+    expected = cut_tiles(load_image(rated_rows()[row]["images"][0]["bytes"], "test"), encoder.layout)
+    for uri, tile in zip([*(tile.uri for tile in picture.tiles), picture.global_tile], expected, strict=True):
+        assert uri
+        assert np.abs(decoded(uri).astype(int) - tile).mean() < 4
+    assert picture.tiles[4].label == "row 2, column 1"
+
+    text = rated_rows()[row]["texts"][sample.turns[0].number - 1]
+    question, answer = sample.turns[0].messages
+    assert [token.repeated for token in question.tokens if token.text == "<image>"] == [16] * 13
+    assert "".join(token.text for token in question.tokens if not token.special) == f"User:\n\n\n\n{text['user']}\n"
+    assert "".join(token.text for token in answer.tokens if token.learnt) == f" {text['assistant']}<end_of_utterance>\n"
+    for number, other in drawn.items():
+        assert [turn.number for turn in other.turns] == [turn.number for turn in shown[number].turns]
+
+
 def test_tiles_are_augmented_as_in_training(look: Look) -> None:
     config, encoder, survey = look("dataset.augment.rotation_degrees=180", "filter=default", "samples=100")
     differences = []

@@ -26,7 +26,6 @@ from vlmkit.errors import BadSampleError
 from vlmkit.paths import held_lock, is_writable, whole_file
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.images import image_size
-from vlmkit.processing.tokenizer import CHAT_TEMPLATE
 from vlmkit.types import Sample
 
 VERSION = 1  # of what is measured: a change of how a turn is encoded, or of a column, makes every index stale
@@ -46,7 +45,7 @@ class SampleIndex:
     rows: NDArray[np.int64]  # [S] number of the row in its source
     turn_ends: NDArray[np.int64]  # [S] where a sample's turns end among all turns
     picture_ends: NDArray[np.int64]  # [S] where its pictures end among all pictures
-    later_lengths: NDArray[np.int32]  # [U] tokens of a turn that comes after another
+    later_lengths: NDArray[np.int32]  # [U] tokens of a turn without pictures before it
     first_lengths: NDArray[np.int32]  # [U] tokens of a turn that comes first, after pictures, without those
     ratings: NDArray[np.int8]  # [U, 4] in the order of RATING_AXES, or NO_RATING
     picture_sizes: NDArray[np.int32]  # [P, 2] width and height in pixels
@@ -104,8 +103,14 @@ def build_index(source: Source, encoder: ChatEncoder, watch: Watch[int]) -> Samp
 
 
 def index_folder(cache: Path, source: Source, encoder: ChatEncoder) -> Path:
-    """Where the source's index is: it changes with the rows, the tokenizer and the template, and with nothing else."""
-    parts = (VERSION, source.fingerprint, str(source.folder), encoder.tokenizer.fingerprint, CHAT_TEMPLATE)
+    """Where the source's index is: it changes with the rows, the tokenizer and the chat template, and nothing else."""
+    parts = (
+        VERSION,
+        source.fingerprint,
+        str(source.folder),
+        encoder.tokenizer.fingerprint,
+        encoder.tokenizer.chat_template,
+    )
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     return cache / f"{source.name}-{key}"
 

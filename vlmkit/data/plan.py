@@ -121,7 +121,7 @@ class Candidates:
         self.left_out = Counter(error.reason for error in self.bad)  # samples, by reason
         self._kept = self._filter(minima)  # [U]
         self._images = np.diff(index.picture_ends, prepend=0)  # [S]
-        self._picture_tokens, self._tiles = self._measure_pictures(encoder, limits.images)  # [S]
+        self._other_tokens, self._tiles = self._measure_pictures(encoder, limits.images)  # [S]
         self.chosen = self._choose(limits)  # [N] numbers of samples in the index
 
     def __len__(self) -> int:
@@ -140,7 +140,7 @@ class Candidates:
         of_sample = np.diff(index.turn_ends, prepend=0)
         first_turns = index.turn_ends[self.chosen] - of_sample[self.chosen]
         sizes = np.stack(
-            [text_tokens + self._picture_tokens[self.chosen], self._images[self.chosen], self._tiles[self.chosen]], 1
+            [text_tokens + self._other_tokens[self.chosen], self._images[self.chosen], self._tiles[self.chosen]], 1
         )
         rows = index.rows[self.chosen]
 
@@ -166,19 +166,19 @@ class Candidates:
         return kept
 
     def _measure_pictures(self, encoder: ChatEncoder, max_images: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Tokens and tiles of each sample's pictures; tokens only for samples with at most ``max_images``."""
+        """Each sample's tokens beyond its turns, and its tiles; tokens only for samples with at most ``max_images``."""
         widths, heights = self._index.picture_sizes.T.astype(np.int64)
         sizes, of_picture = np.unique(widths << 32 | heights, return_inverse=True)  # as one number: rows sort slowly
         tokens, tiles = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
-        length_of = cache(lambda grid: encoder.picture_length([grid]))  # there are few grids
+        length_of = cache(encoder.picture_length)  # there are few grids
         for number, size in enumerate(sizes.tolist()):
             grid = encoder.layout.grid(size >> 32, size & 0xFFFFFFFF)
             tokens[number], tiles[number] = length_of(grid), grid.num_tiles
         ends = self._index.picture_ends
-        names = np.array([encoder.picture_label_length(count) for count in range(max_images + 1)])
-        labels = names[np.minimum(self._images, max_images)]
+        extra_lengths = np.array([encoder.extra_length(count) for count in range(max_images + 1)])
+        extra = extra_lengths[np.minimum(self._images, max_images)]
         of_picture = of_picture.reshape(-1)
-        return _sums(tokens[of_picture], ends) + labels, _sums(tiles[of_picture], ends)
+        return _sums(tokens[of_picture], ends) + extra, _sums(tiles[of_picture], ends)
 
     def _choose(self, limits: Limits) -> NDArray[np.int64]:
         """Samples that fit whichever turns are drawn; the others are counted under the first reason that holds."""
@@ -214,7 +214,7 @@ class Candidates:
             order = order[_places(of_turn[order]) < self._turns_per_visit]
             of_turn, lengths = of_turn[order], lengths[order]
         longest = np.bincount(of_turn, lengths, minlength=len(index)).astype(np.int64)
-        return longest + self._picture_tokens
+        return longest + self._other_tokens
 
     def _visited_turns(self, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Turns visited in an epoch, sample after sample, and where each sample's end."""

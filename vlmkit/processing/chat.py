@@ -1,33 +1,46 @@
-"""Conversations to token ids and labels: ChatML, image tokens spliced in, loss on the assistant alone.
+"""Conversations to token ids and labels: image tokens spliced in, loss on the assistant alone.
 
 Only text goes through the tokenizer; the ids that stand for pictures are arithmetic. Text between two special
 tokens is tokenised in one piece, as the tokenizer may join characters: ``user\\n`` and what follows it, for instance.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 
+from vlmkit.config import Layout
+from vlmkit.errors import ConfigError
 from vlmkit.processing.images import ImageLayout, TileGrid
-from vlmkit.processing.tokenizer import IMAGE_TOKEN, ChatTokenizer
+from vlmkit.processing.tokenizer import (
+    GLOBAL_IMAGE_TOKEN,
+    IDEFICS3_BESIDE_TILE_TOKEN,
+    IDEFICS3_GLOBAL_IMAGE_TOKEN,
+    ChatTokenizer,
+    grid_token,
+)
 from vlmkit.types import IGNORED_LABEL, Encoded, Turn
+
+Piece = str | list[int]  # text, or ids of special tokens
+ONE_TILE = TileGrid(1, 1)
 
 
 class ChatEncoder:
     """Encodes turns and prompts for one tokenizer and one image layout."""
 
     def __init__(self, tokenizer: ChatTokenizer, layout: ImageLayout) -> None:
+        assert tokenizer.layout is layout.kind
         self.tokenizer = tokenizer
         self.layout = layout
-        self._user_prefix_length = len(tokenizer.encode_text("user\n"))
-        self._newline = tokenizer.encode_text("\n")
-        self._answer_start = [tokenizer.turn_start_id, *tokenizer.encode_text("assistant\n")]
+        self._format = _FORMATS[layout.kind](tokenizer, layout.tokens_per_tile)
+        self._answer_start = self._encode(self._format.answer_start)
+        self._message_end = [tokenizer.turn_end_id, *tokenizer.encode_text("\n")]
 
     def encode_sample(self, turns: Sequence[Turn], grids: Sequence[TileGrid]) -> Encoded:
         """A conversation; its pictures stand at the start of the first question."""
-        input_ids: list[int] = []
-        labels: list[int] = []
+        input_ids = [*self._format.start]
+        labels = [IGNORED_LABEL] * len(input_ids)
         for number, turn in enumerate(turns):
-            question = self._message("user", turn.user, grids if number == 0 else ())
-            answer = self._message("assistant", turn.assistant)
+            question = self._question(turn.user, grids if number == 0 else ())
+            answer = self._answer(turn.assistant)
             learnt_from = len(self._answer_start)
             input_ids += question + answer
             labels += [IGNORED_LABEL] * (len(question) + learnt_from) + answer[learnt_from:]
@@ -35,52 +48,151 @@ class ChatEncoder:
 
     def encode_prompt(self, question: str, grids: Sequence[TileGrid]) -> list[int]:
         """A question with its pictures, up to the point where the answer starts."""
-        return self._message("user", question, grids) + self._answer_start
+        return [*self._format.start, *self._question(question, grids), *self._answer_start]
 
     def turn_lengths(self, turn: Turn) -> tuple[int, int]:
-        """Tokens of a turn as a later one of its conversation, and as the first one after pictures.
+        """Tokens of a turn without pictures before it, and as the first one after pictures.
 
-        The second leaves the tokens of the pictures themselves out: see ``picture_length``.
+        The tokens of the pictures themselves are left out: see ``picture_length`` and ``extra_length``.
         """
-        user = strip_image_token(turn.user)
-        joined = len(self.tokenizer.encode_text(f"user\n{user}"))
-        apart = self._user_prefix_length + len(self.tokenizer.encode_text(user))
-        later = len(self.encode_sample([turn], ()).input_ids)
-        return later, later - joined + apart
+        answer = len(self._answer(turn.assistant))
+        alone = len(self._question(turn.user))
+        after_picture = len(self._question(turn.user, [ONE_TILE])) - self.picture_length(ONE_TILE)
+        return alone + answer, after_picture + answer
 
-    def picture_length(self, grids: Sequence[TileGrid]) -> int:
-        """Tokens that pictures add to the first question."""
-        return len(self._message("user", "", grids)) - len(self._message("user", ""))
+    def picture_length(self, grid: TileGrid) -> int:
+        """Tokens that stand for one picture."""
+        return len(self._format.picture(grid))
 
-    def picture_label_length(self, num_pictures: int) -> int:
-        """Tokens that number the pictures of a sample: what several add beyond what each adds alone."""
-        grid = TileGrid(1, 1)
-        return self.picture_length([grid] * num_pictures) - num_pictures * self.picture_length([grid])
+    def extra_length(self, num_pictures: int) -> int:
+        """Tokens of a sample beyond those of its turns and of each of its pictures: its start, numbers of pictures."""
+        several = self._question("", [ONE_TILE] * num_pictures)
+        one = self._question("", [ONE_TILE] * min(num_pictures, 1))
+        others = max(num_pictures - 1, 0)
+        return len(self._format.start) + len(several) - len(one) - others * self.picture_length(ONE_TILE)
 
-    def _message(self, role: str, content: str, grids: Sequence[TileGrid] = ()) -> list[int]:
-        """``<|im_start|>role\\n`` pictures ``content<|im_end|>\\n``; several pictures are numbered."""
-        encode = self.tokenizer.encode_text
-        ids = [self.tokenizer.turn_start_id]
-        text = f"{role}\n"
+    def _question(self, text: str, grids: Sequence[TileGrid] = ()) -> list[int]:
+        return self._encode(self._format.question(self._stripped(text), grids)) + self._message_end
+
+    def _answer(self, text: str) -> list[int]:
+        return self._encode(self._format.answer(self._stripped(text))) + self._message_end
+
+    def _stripped(self, text: str) -> str:
+        """Text without the image token, as in the reference: it would promise a picture that is not there."""
+        return text.replace(self.tokenizer.image_token, "")
+
+    def _encode(self, pieces: Iterable[Piece]) -> list[int]:
+        """Pieces of a message; texts that follow one another are tokenised in one piece."""
+        ids: list[int] = []
+        text = ""
+        for piece in pieces:
+            if isinstance(piece, str):
+                text += piece
+            else:
+                ids += self._text_ids(text) + piece
+                text = ""
+        return ids + self._text_ids(text)
+
+    def _text_ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode_text(text) if text else []
+
+
+class _Format(ABC):
+    """How a layout writes a conversation; behind every message comes the end of the turn and a newline."""
+
+    start: list[int]  # what a conversation starts with
+    answer_start: list[Piece]  # what stands before an answer, in a prompt too
+
+    def __init__(self, tokenizer: ChatTokenizer, tokens_per_tile: int) -> None:
+        self._special = tokenizer.special_ids
+        self._tile = [tokenizer.image_id] * tokens_per_tile
+
+    @abstractmethod
+    def question(self, text: str, grids: Sequence[TileGrid]) -> Iterator[Piece]:
+        """A question with its pictures."""
+
+    @abstractmethod
+    def answer(self, text: str) -> Iterator[Piece]:
+        """An answer behind ``answer_start``."""
+
+    @abstractmethod
+    def picture(self, grid: TileGrid) -> list[int]:
+        """Ids that stand for one picture."""
+
+
+class _NanoVLMFormat(_Format):
+    """ChatML, ``<|im_start|>user\\n`` pictures ``question<|im_end|>\\n``; several pictures are numbered."""
+
+    def __init__(self, tokenizer: ChatTokenizer, tokens_per_tile: int) -> None:
+        super().__init__(tokenizer, tokens_per_tile)
+        self.start = []
+        self._turn_start = [tokenizer.turn_start_id]
+        self.answer_start = [self._turn_start, "assistant\n"]
+
+    def question(self, text: str, grids: Sequence[TileGrid]) -> Iterator[Piece]:
+        yield self._turn_start
+        yield "user\n"
         for number, grid in enumerate(grids):
             if len(grids) > 1:
-                text += f"<image: {number}>"
-            ids += encode(text) + self._grid_ids(grid)
-            text = ""
-        ids += encode(text + strip_image_token(content))
-        return [*ids, self.tokenizer.turn_end_id, *self._newline]
+                yield f"<image: {number}>"
+            yield self.picture(grid)
+        yield text
 
-    def _grid_ids(self, grid: TileGrid) -> list[int]:
+    def answer(self, text: str) -> Iterator[Piece]:
+        yield from self.answer_start
+        yield text
+
+    def picture(self, grid: TileGrid) -> list[int]:
         """The global tile, then, if there is more than one tile, row by row."""
-        tile = [self.tokenizer.image_id] * self.layout.tokens_per_tile
-        ids = [self.tokenizer.global_image_id, *tile]
+        ids = [self._special[GLOBAL_IMAGE_TOKEN], *self._tile]
         if grid.num_tiles > 1:
             for row in range(1, grid.rows + 1):
                 for col in range(1, grid.cols + 1):
-                    ids += [self.tokenizer.grid_ids[row, col], *tile]
+                    ids += [self._special[grid_token(row, col)], *self._tile]
         return ids
 
 
-def strip_image_token(text: str) -> str:
-    """Text without ``<|image|>``, as in the reference: it would promise a picture that is not there."""
-    return text.replace(IMAGE_TOKEN, "")
+class _Idefics3Format(_Format):
+    """``<|im_start|>`` once, then ``User:`` pictures ``question<end_of_utterance>\\n``, as SmolVLM's template has it.
+
+    A space stands after the colon if no picture does.
+    """
+
+    def __init__(self, tokenizer: ChatTokenizer, tokens_per_tile: int) -> None:
+        super().__init__(tokenizer, tokens_per_tile)
+        _require_apart(tokenizer)
+        self.start = [tokenizer.turn_start_id]
+        self.answer_start = ["Assistant:"]
+        self._beside = tokenizer.special_ids[IDEFICS3_BESIDE_TILE_TOKEN]
+        self._row_end = tokenizer.encode_text("\n")
+        self._last_row_end = tokenizer.encode_text("\n\n")
+
+    def question(self, text: str, grids: Sequence[TileGrid]) -> Iterator[Piece]:
+        yield "User:" if grids else "User: "
+        for grid in grids:
+            yield self.picture(grid)
+        yield text
+
+    def answer(self, text: str) -> Iterator[Piece]:
+        yield f"Assistant: {text}"
+
+    def picture(self, grid: TileGrid) -> list[int]:
+        """If there is more than one tile, these row by row, each row a line; then the global tile."""
+        ids: list[int] = []
+        if grid.num_tiles > 1:
+            for row in range(1, grid.rows + 1):
+                for col in range(1, grid.cols + 1):
+                    ids += [self._beside, self._special[grid_token(row, col)], *self._tile]
+                ids += self._row_end if row < grid.rows else self._last_row_end
+        return [*ids, self._beside, self._special[IDEFICS3_GLOBAL_IMAGE_TOKEN], *self._tile, self._beside]
+
+
+_FORMATS: dict[Layout, type[_Format]] = {Layout.nanovlm: _NanoVLMFormat, Layout.idefics3: _Idefics3Format}
+
+
+def _require_apart(tokenizer: ChatTokenizer) -> None:
+    """Raise ConfigError if the tokenizer joins a role with what stands beside it: messages are encoded one by one."""
+    for role in ("User:", "Assistant:"):
+        apart = [token for text in ("\n", role, " a") for token in tokenizer.encode_text(text)]
+        if tokenizer.encode_text(f"\n{role} a") != apart:
+            raise ConfigError(f"model.image.layout=idefics3: must be nanovlm: model.tokenizer joins {role} with text")

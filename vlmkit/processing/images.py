@@ -4,13 +4,17 @@ A picture of 300 x 800 pixels with tiles of 512 and ``max_img_size`` 2048: the l
 ``resize_to_max_side_len``, 1024: 800 rounded up to whole tiles); the short side follows the same scale, rounded up
 to whole tiles: 300 * 2048 / 800 = 768 → 1024 (or 300 * 1024 / 800 = 384 → 512). That is a grid of 2 x 4 (1 x 2)
 tiles, and the whole picture squeezed into one tile goes first: 9 (3) tiles.
+
+That is the layout nanovlm. In the layout idefics3 all is as transformers' Idefics3 image processor does it: the long
+side always becomes ``max_img_size``, rounding is its own, and the whole picture goes last.
 """
 
 import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +24,16 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base as ExifTag
 from torch.nn.functional import interpolate
 
-from vlmkit.config import ModelConfig
+from vlmkit.config import Layout, ModelConfig
 from vlmkit.errors import BadSampleError
 
 MAX_PIXELS = 64_000_000  # a larger picture is refused before it is decoded
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # all that PIL may try: no scripts, documents or videos
 UNREADABLE = "cannot read the picture"
+FILTERS = {  # of the picture, and of the global tile
+    Layout.nanovlm: ("bicubic", "bilinear"),
+    Layout.idefics3: ("lanczos", "lanczos"),
+}
 TRANSPOSE = {  # EXIF orientation → what turns the picture upright; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,14 +55,46 @@ class ImageLayout:
     resize_to_max_side_len: bool
     mean: float
     std: float
+    kind: Layout = Layout.nanovlm
 
     @classmethod
     def from_config(cls, model: ModelConfig) -> "ImageLayout":
         """The layout of a model."""
-        return cls(tile_size=model.vision.tile_size, tokens_per_tile=model.tokens_per_tile, **asdict(model.image))
+        image = model.image
+        return cls(
+            tile_size=model.vision.tile_size,
+            tokens_per_tile=model.tokens_per_tile,
+            max_img_size=image.max_img_size,
+            resize_to_max_side_len=image.resize_to_max_side_len,
+            mean=image.mean,
+            std=image.std,
+            kind=image.layout,
+        )
 
     def grid(self, width: int, height: int) -> "TileGrid":
-        """Rows and columns of tiles of a picture of this size in pixels, both sides at least 1.
+        """Rows and columns of tiles of a picture of this size in pixels, both sides at least 1."""
+        return self._nanovlm_grid(width, height) if self.kind is Layout.nanovlm else self._idefics3_grid(width, height)
+
+    def size_before_tiles(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that a picture is resized to before it is resized to whole tiles.
+
+        In the layout idefics3 its long side becomes ``max_img_size`` and its short side an even number, and the
+        result is resized once more: both can be seen in the pixels.
+        """
+        if self.kind is Layout.nanovlm:
+            return width, height
+        short_side = _scaled_short_side(self.max_img_size, width, height)
+        even = max(short_side + short_side % 2, 1)
+        return (self.max_img_size, even) if width >= height else (even, self.max_img_size)
+
+    def split(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8]]:
+        """A picture's global tile, if it has one, and the tiles of its grid, row by row."""
+        if len(tiles) == 1:
+            return None, tiles
+        return (tiles[0], tiles[1:]) if self.kind is Layout.nanovlm else (tiles[-1], tiles[:-1])
+
+    def _nanovlm_grid(self, width: int, height: int) -> "TileGrid":
+        """The long side in whole tiles, then the short side at the same scale, rounded up.
 
         In whole numbers: in floating point, as in the reference, a side that comes to exactly k tiles can come to
         k + 1 (25 x 25 pixels at 8 tiles of 224: 8 x 9), which is more than there are row tokens.
@@ -66,6 +106,13 @@ class ImageLayout:
             long_tiles = min(long_tiles, _ceil_div(long_side, tile))
         short_tiles = _ceil_div(short_side * long_tiles, long_side)
         return TileGrid(long_tiles, short_tiles) if height > width else TileGrid(short_tiles, long_tiles)
+
+    def _idefics3_grid(self, width: int, height: int) -> "TileGrid":
+        """The same, from the size that the picture has been resized to."""
+        width, height = self.size_before_tiles(width, height)
+        long_tiles = self.max_img_size // self.tile_size
+        short_tiles = _ceil_div(_scaled_short_side(self.max_img_size, width, height), self.tile_size)
+        return TileGrid(short_tiles, long_tiles) if width >= height else TileGrid(long_tiles, short_tiles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +159,7 @@ def load_image(source: Path | bytes, name: str) -> Image.Image:
 
 
 def cut_tiles(image: Image.Image, layout: ImageLayout) -> NDArray[np.uint8]:
-    """Resize an RGB picture to whole tiles and cut it, the global tile first, then row by row.
+    """Resize an RGB picture to whole tiles and cut it, row by row; the global tile stands where the layout has it.
 
     Returns:
         uint8 [num_tiles, tile_size, tile_size, 3]
@@ -126,16 +173,29 @@ def cut_tiles(image: Image.Image, layout: ImageLayout) -> NDArray[np.uint8]:
 def write_tiles(image: Image.Image, layout: ImageLayout, tiles: NDArray[np.uint8]) -> None:
     """As ``cut_tiles``, into an array that is there."""
     grid, tile = layout.grid(*image.size), layout.tile_size
+    picture_filter, global_filter = FILTERS[layout.kind]
     pixels = np.array(image)  # not asarray: torch warns of memory that it may not write to
-    resized = _resize(pixels, grid.rows * tile, grid.cols * tile, "bicubic")
+    width, height = layout.size_before_tiles(*image.size)
+    pixels = _resize(pixels, height, width, picture_filter)
+    resized = _resize(pixels, grid.rows * tile, grid.cols * tile, picture_filter)
     cells = resized.reshape(grid.rows, tile, grid.cols, tile, 3).swapaxes(1, 2)
-    tiles[-grid.rows * grid.cols :].reshape(cells.shape)[...] = cells
-    if grid.num_tiles > 1:
-        tiles[0] = _resize(resized, tile, tile, "bilinear")  # from the resized picture, as in the reference
+    global_tile, grid_tiles = layout.split(tiles)
+    grid_tiles.reshape(cells.shape)[...] = cells
+    if global_tile is not None:
+        global_tile[...] = _resize(resized, tile, tile, global_filter)  # from the resized picture, as in the references
 
 
 def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
+
+
+def _scaled_short_side(long_side: int, width: int, height: int) -> int:
+    """The short side if the long one becomes ``long_side``, rounded down, as transformers' Idefics3 does it.
+
+    In its floating point: whole numbers would come to another even size, and so to another grid, now and then.
+    """
+    ratio = width / height
+    return int(long_side / ratio if width >= height else long_side * ratio)
 
 
 @contextmanager
@@ -195,6 +255,24 @@ def _stretch(values: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 def _resize(pixels: NDArray[np.uint8], height: int, width: int, mode: str) -> NDArray[np.uint8]:
     """Resize uint8 [H, W, 3] as PIL does (first in width), to within 2 of 255; with AVX2 in a tenth of its time."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    if mode == "lanczos" and not _torch_has_lanczos():
+        return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+    return _torch_resize(pixels, height, width, mode)
+
+
+@cache
+def _torch_has_lanczos() -> bool:
+    """Whether this PyTorch has PIL's Lanczos filter: some that vlmkit runs on do not."""
+    try:
+        _torch_resize(np.zeros((2, 2, 3), np.uint8), 1, 1, "lanczos")
+    except (NotImplementedError, ValueError):
+        return False
+    return True
+
+
+def _torch_resize(pixels: NDArray[np.uint8], height: int, width: int, mode: str) -> NDArray[np.uint8]:
     image_NHWC = torch.from_numpy(pixels)[None]  # in this order of axes torch takes it for channels-last: 3x faster
     resized = interpolate(image_NHWC.permute(0, 3, 1, 2), (height, width), mode=mode, antialias=True)
     return resized.permute(0, 2, 3, 1)[0].numpy()

@@ -7,19 +7,27 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from vlmkit.config import tokenizer_folder
+from vlmkit.config import Layout, tokenizer_folder
 from vlmkit.errors import ConfigError
+
+TURN_START = "<|im_start|>"
+TURN_END = "<|im_end|>"
+
+
+def grid_token(row: int, col: int) -> str:
+    """What stands before a tile, from row 1 and column 1 on."""
+    return f"<row_{row}_col_{col}>"
+
+
+def grid_tokens(layout: Layout) -> tuple[str, ...]:
+    """All of them, row by row."""
+    sides = range(1, layout.max_grid_side + 1)
+    return tuple(grid_token(row, col) for row in sides for col in sides)
+
 
 IMAGE_TOKEN = "<|image|>"
 GLOBAL_IMAGE_TOKEN = "<|global_image|>"
-MAX_GRID_SIDE = 8  # rows and columns that have tokens
-IMAGE_TOKENS = (
-    IMAGE_TOKEN,
-    GLOBAL_IMAGE_TOKEN,
-    *(f"<row_{row}_col_{col}>" for row in range(1, MAX_GRID_SIDE + 1) for col in range(1, MAX_GRID_SIDE + 1)),
-)
-TURN_START = "<|im_start|>"
-TURN_END = "<|im_end|>"
+IMAGE_TOKENS = (IMAGE_TOKEN, GLOBAL_IMAGE_TOKEN, *grid_tokens(Layout.nanovlm))
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
@@ -27,17 +35,82 @@ CHAT_TEMPLATE = (
 )
 
 
+IDEFICS3_TURN_END = "<end_of_utterance>"
+IDEFICS3_IMAGE_TOKEN = "<image>"
+IDEFICS3_GLOBAL_IMAGE_TOKEN = "<global-img>"
+IDEFICS3_BESIDE_TILE_TOKEN = "<fake_token_around_image>"
+# That of SmolVLM, except that contents may be a string too.
+IDEFICS3_CHAT_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:"
+    "{% if message['content'] is string %}{{ ' ' + message['content'] }}{% else %}"
+    "{% if message['content'][0]['type'] != 'image' %}{{ ' ' }}{% endif %}"
+    "{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "{% endif %}{{ '<end_of_utterance>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """The special tokens of a layout, and the template that is written with them."""
+
+    turn_start: str
+    turn_end: str
+    image: str  # stands for one feature of a tile
+    of_pictures: tuple[str, ...]  # that one too
+    chat_template: str
+
+
+_TOKENS = {
+    Layout.nanovlm: _Tokens(TURN_START, TURN_END, IMAGE_TOKEN, IMAGE_TOKENS, CHAT_TEMPLATE),
+    Layout.idefics3: _Tokens(
+        TURN_START,
+        IDEFICS3_TURN_END,
+        IDEFICS3_IMAGE_TOKEN,
+        (
+            *grid_tokens(Layout.idefics3),
+            IDEFICS3_GLOBAL_IMAGE_TOKEN,
+            IDEFICS3_BESIDE_TILE_TOKEN,
+            IDEFICS3_IMAGE_TOKEN,
+        ),
+        IDEFICS3_CHAT_TEMPLATE,
+    ),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class ChatTokenizer:
-    """A transformers tokenizer with ChatML and image tokens, and the plain-text encoder made from it."""
+    """A transformers tokenizer with the special tokens of a layout, and the plain-text encoder made from it."""
 
     hf: PreTrainedTokenizerBase
-    turn_start_id: int
-    turn_end_id: int
-    image_id: int
-    global_image_id: int
-    grid_ids: dict[tuple[int, int], int]  # (row, column), from 1
+    layout: Layout
+    special_ids: dict[str, int]  # every token that stands for something else than text
     _text: Tokenizer = field(repr=False)
+
+    @property
+    def turn_start_id(self) -> int:
+        """What a message starts with; in the layout idefics3 a whole conversation."""
+        return self.special_ids[_TOKENS[self.layout].turn_start]
+
+    @property
+    def turn_end_id(self) -> int:
+        """What a message ends with."""
+        return self.special_ids[_TOKENS[self.layout].turn_end]
+
+    @property
+    def image_token(self) -> str:
+        """What stands for one feature of a tile."""
+        return _TOKENS[self.layout].image
+
+    @property
+    def image_id(self) -> int:
+        """The id of ``image_token``."""
+        return self.special_ids[self.image_token]
+
+    @property
+    def chat_template(self) -> str:
+        """How a conversation is written, for transformers."""
+        return _TOKENS[self.layout].chat_template
 
     @property
     def pad_id(self) -> int:
@@ -68,33 +141,34 @@ class ChatTokenizer:
         self.hf.save_pretrained(folder)
 
 
-def load_tokenizer(name: str) -> ChatTokenizer:
-    """Load "tiny" or a folder with a transformers tokenizer; image tokens that it lacks are added.
+def load_tokenizer(name: str, layout: Layout = Layout.nanovlm) -> ChatTokenizer:
+    """Load "tiny" or a folder with a transformers tokenizer; tokens of the layout that it lacks are added.
 
     Raises:
-        ConfigError: The folder is missing or its tokenizer has no ChatML tokens.
+        ConfigError: The folder is missing, or its tokenizer has no ChatML tokens and the layout needs them.
     """
     folder = tokenizer_folder(name)
     hf = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    for token in (TURN_START, TURN_END):
-        if hf.convert_tokens_to_ids(token) in (None, hf.unk_token_id):
-            raise ConfigError(f"model.tokenizer={name}: must have the ChatML token {token}")
-    hf.add_special_tokens({"additional_special_tokens": list(IMAGE_TOKENS)}, replace_extra_special_tokens=False)
-    hf.chat_template = CHAT_TEMPLATE
+    if layout is Layout.nanovlm:
+        for token in (TURN_START, TURN_END):
+            if hf.convert_tokens_to_ids(token) in (None, hf.unk_token_id):
+                raise ConfigError(f"model.tokenizer={name}: must have the ChatML token {token}")
+    return make_chat_tokenizer(hf, layout)
+
+
+def make_chat_tokenizer(hf: PreTrainedTokenizerBase, layout: Layout) -> ChatTokenizer:
+    """Give a transformers tokenizer the special tokens and the template of a layout, in place."""
+    tokens = _TOKENS[layout]
+    if layout is Layout.idefics3:
+        # As the checkpoint's processor uses them: a prompt that starts with the first gets no second one.
+        hf.add_special_tokens({"bos_token": tokens.turn_start, "eos_token": tokens.turn_end})
+        hf.pad_token = hf.pad_token or tokens.turn_end
+    hf.add_special_tokens({"additional_special_tokens": list(tokens.of_pictures)}, replace_extra_special_tokens=False)
+    hf.chat_template = tokens.chat_template
 
     text = Tokenizer.from_str(hf.backend_tokenizer.to_str())
     text.no_padding()
     text.no_truncation()
     text.encode_special_tokens = True
-    _, _, *grid = IMAGE_TOKENS
-    sides = range(1, MAX_GRID_SIDE + 1)
-    places = [(row, col) for row in sides for col in sides]
-    return ChatTokenizer(
-        hf=hf,
-        turn_start_id=hf.convert_tokens_to_ids(TURN_START),
-        turn_end_id=hf.convert_tokens_to_ids(TURN_END),
-        image_id=hf.convert_tokens_to_ids(IMAGE_TOKEN),
-        global_image_id=hf.convert_tokens_to_ids(GLOBAL_IMAGE_TOKEN),
-        grid_ids=dict(zip(places, hf.convert_tokens_to_ids(grid), strict=True)),
-        _text=text,
-    )
+    special = (tokens.turn_start, tokens.turn_end, *tokens.of_pictures)
+    return ChatTokenizer(hf, layout, dict(zip(special, hf.convert_tokens_to_ids(special), strict=True)), text)

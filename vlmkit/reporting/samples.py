@@ -20,7 +20,7 @@ from vlmkit.data.ratings import kept_turns
 from vlmkit.errors import BadSampleError
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.images import TileGrid, cut_tiles, load_image
-from vlmkit.processing.tokenizer import IMAGE_TOKEN, ChatTokenizer
+from vlmkit.processing.tokenizer import ChatTokenizer
 from vlmkit.reporting.survey import Survey, SurveyedSource
 from vlmkit.types import IGNORED_LABEL, Encoded, Ratings, Sample
 
@@ -209,9 +209,10 @@ def _shortened(text: str) -> str:
 
 def _messages(encoded: Encoded, tokenizer: ChatTokenizer) -> Iterator[Message]:
     """The messages of an encoded conversation, questions and answers in turns."""
-    starts = [place for place, token in enumerate(encoded.input_ids) if token == tokenizer.turn_start_id]
+    newline = len(tokenizer.encode_text("\n"))  # stands behind the end of every message
+    ends = [place + 1 + newline for place, token in enumerate(encoded.input_ids) if token == tokenizer.turn_end_id]
     left = MAX_TOKENS
-    for number, (start, end) in enumerate(pairwise([*starts, len(encoded.input_ids)])):
+    for number, (start, end) in enumerate(pairwise([0, *ends])):
         tokens = list(split_tokens(encoded.input_ids[start:end], encoded.labels[start:end], tokenizer))
         yield Message("assistant" if number % 2 else "user", tuple(tokens[:left]), max(len(tokens) - left, 0))
         left = max(left - len(tokens), 0)
@@ -219,12 +220,12 @@ def _messages(encoded: Encoded, tokenizer: ChatTokenizer) -> Iterator[Message]:
 
 def split_tokens(ids: Sequence[int], labels: Sequence[int], tokenizer: ChatTokenizer) -> Iterator[Token]:
     """The text of every token; those that make up one character together, and runs of image tokens, as one."""
-    special = {tokenizer.turn_start_id, tokenizer.turn_end_id, tokenizer.global_image_id, *tokenizer.grid_ids.values()}
+    special = set(tokenizer.special_ids.values())
     pending: list[int] = []
     for token, run in groupby(zip(ids, labels, strict=True), key=lambda pair: pair[0]):
         of_run = list(run)
         if token == tokenizer.image_id:
-            yield Token(IMAGE_TOKEN, special=True, repeated=len(of_run))
+            yield Token(tokenizer.image_token, special=True, repeated=len(of_run))
             continue
         for _, label in of_run:
             pending.append(token)
@@ -242,15 +243,17 @@ def _show_picture(picture: Image.Image, seen: Image.Image, side: int, encoder: C
     """A picture up to so many pixels a side, and the tiles of it as it is seen in training."""
     grid = encoder.layout.grid(*picture.size)
     tile_side = max(side // max(grid.rows, grid.cols), 16)
-    uris = [_uri(Image.fromarray(tile), tile_side) for tile in cut_tiles(seen, encoder.layout)]
+    global_tile, tiles = encoder.layout.split(cut_tiles(seen, encoder.layout))
     places = [f"row {row}, column {col}" for row in range(1, grid.rows + 1) for col in range(1, grid.cols + 1)]
     return ShownPicture(
         uri=_uri(picture, side),
         width=picture.width,
         height=picture.height,
         grid=grid,
-        global_tile=uris[0] if grid.num_tiles > 1 else None,
-        tiles=tuple(map(Tile, places, uris[-len(places) :])),
+        global_tile=None if global_tile is None else _uri(Image.fromarray(global_tile), tile_side),
+        tiles=tuple(
+            Tile(place, _uri(Image.fromarray(tile), tile_side)) for place, tile in zip(places, tiles, strict=True)
+        ),
     )
 
 

@@ -18,8 +18,9 @@ from vlmkit.data.loader import LanePositions
 from vlmkit.data.state import position_from_json, position_to_json
 from vlmkit.distributed import Ranks, shard_like, whole
 from vlmkit.errors import ConfigError, UserError
-from vlmkit.paths import PROCESSOR, TRAINER_STATE, RunPaths
+from vlmkit.paths import TRAINER_STATE, RunPaths
 from vlmkit.processing.images import ImageLayout
+from vlmkit.processing.processor import save_processor
 from vlmkit.processing.tokenizer import ChatTokenizer
 from vlmkit.training.loop import DataPosition, Progress, Trainer
 from vlmkit.training.totals import Totals
@@ -176,8 +177,7 @@ class Checkpoints:
         state = folder / TRAINER_STATE
         state.mkdir(parents=True)
         self._hf.save_pretrained(folder, state_dict=snapshot.weights)
-        self._tokenizer.save(folder)
-        (folder / PROCESSOR).write_text(json.dumps(asdict(self._layout), indent=2) + "\n")
+        save_processor(folder, self._tokenizer, self._layout)
         _save_tensors(snapshot.optimizer, state / OPTIMIZER_FILE)
         _save_tensors(snapshot.rng, state / RNG_FILE)
         progress = snapshot.progress
