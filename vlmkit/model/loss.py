@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 
 from vlmkit.types import IGNORED_LABEL
 
-CHUNK = 1024  # labelled tokens whose logits exist at the same time
+CHUNK = 1024  # labelled tokens whose logits exist at the same time; docs/benchmarks.md has what other numbers cost
 
 
 def shift_labels(labels_BT: torch.Tensor) -> torch.Tensor:
