@@ -111,9 +111,10 @@ def test_idefics3_is_drawn_as_its_model_sees_it(look: Look, shown: dict[int, Sho
     config, encoder, survey = look(
         "samples=100", "model.image.layout=idefics3", "model.image.resize_to_max_side_len=true"
     )
-    drawn = {row: show_sample(one, row, config, encoder) for one, row in choose_samples(survey, config)}
-    row = next(number for number, sample in drawn.items() if number % 4 == 0 and sample.turns)
-    sample = drawn[row]
+    one, row = next(
+        chosen for chosen in choose_samples(survey, config) if chosen[1] % 4 == 0 and shown[chosen[1]].turns
+    )
+    sample = show_sample(one, row, config, encoder)
     [picture] = sample.pictures
     expected = cut_tiles(load_image(rated_rows()[row]["images"][0]["bytes"], "test"), encoder.layout)
     for uri, tile in zip([*(tile.uri for tile in picture.tiles), picture.global_tile], expected, strict=True):
@@ -126,8 +127,7 @@ def test_idefics3_is_drawn_as_its_model_sees_it(look: Look, shown: dict[int, Sho
     assert [token.repeated for token in question.tokens if token.text == "<image>"] == [16] * 13
     assert "".join(token.text for token in question.tokens if not token.special) == f"User:\n\n\n\n{text['user']}\n"
     assert "".join(token.text for token in answer.tokens if token.learnt) == f" {text['assistant']}<end_of_utterance>\n"
-    for number, other in drawn.items():
-        assert [turn.number for turn in other.turns] == [turn.number for turn in shown[number].turns]
+    assert [turn.number for turn in sample.turns] == [turn.number for turn in shown[row].turns]
 
 
 def test_tiles_are_augmented_as_in_training(look: Look) -> None:
