@@ -27,6 +27,8 @@ def composed(*overrides: str) -> TrainConfig:
 
 
 NEEDED = {
+    "model=checkpoint": ["model.tokenizer=tiny"],  # a checkpoint would say it
+    "model=smolvlm_256m": ["model.tokenizer=tiny"],
     "dataset=local": ["dataset.path=data/*.parquet"],
     "dataset=shards": ["dataset.path=data"],
     "dataset=mixture": ["+dataset.parts.shapes={dataset: easyvqa, weight: 1}"],
@@ -75,6 +77,16 @@ def test_a_dataset_chooses_what_goes_with_it_and_the_command_line_comes_first() 
     assert composed("optimizer=adamw").optimizer == OptimizerConfig()
     assert composed("trainer=default").trainer == TrainerConfig()
     assert composed("trainer=default", "trainer.batch_size=3").trainer.batch_size == 3
+
+
+def test_a_pretrained_model_goes_with_the_reference_s_optimizer() -> None:
+    for option in ("nanovlm_222m", "nanovlm_460m"):
+        assert composed(f"model={option}").optimizer == OptimizerConfig()
+
+
+def test_the_reference_s_models_have_its_tokens_per_tile() -> None:
+    assert composed("model=nanovlm_222m").model.tokens_per_tile == 49
+    assert composed("model=nanovlm_460m").model.tokens_per_tile == 64
 
 
 def test_pictures_are_augmented_only_if_asked_for() -> None:

@@ -3,10 +3,12 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from vlmkit.config import TrainConfig, WandbMode, tokenizer_folder
+from vlmkit.config import ModelConfig, TrainConfig, WandbMode
 from vlmkit.errors import ConfigError
 from vlmkit.local_files import check_files, uses_easyvqa
 from vlmkit.paths import TRAINER_STATE, RunPaths
+from vlmkit.pretrained.configs import check_backbones
+from vlmkit.pretrained.files import find_tokenizer, require_weights
 from vlmkit.run_directory import check_run_dir, require_writable
 from vlmkit.tracking.sinks import has_wandb_key
 
@@ -26,6 +28,8 @@ def check_training(config: TrainConfig, paths: RunPaths) -> None:
     named = config.resume not in ("auto", "never")
     if named and not begun and not (Path(config.resume).expanduser() / TRAINER_STATE).is_dir():
         raise ConfigError(f"resume={config.resume}: must be auto, never, or a folder checkpoints/step_N of a run")
+    if not begun:
+        check_weights(config.model)
     check_run_dir(paths, config)
 
 
@@ -46,7 +50,20 @@ def check_data(config: TrainConfig) -> None:
     check_files(config.dataset)
     if uses_easyvqa(config.dataset):
         require_package("easy_vqa", "easy-vqa", "dataset=easyvqa")
-    tokenizer_folder(config.model.tokenizer)
+    find_tokenizer(config.model.tokenizer)
+
+
+def check_weights(model: ModelConfig) -> None:
+    """Check what reading pretrained weights needs: their folders, packages, and the configured sizes."""
+    named = {
+        "model.init_from": model.init_from,
+        "model.vision.pretrained": model.vision.pretrained,
+        "model.language.pretrained": model.language.pretrained,
+    }
+    for key, name in named.items():
+        if name is not None:
+            require_weights(name, key)
+    check_backbones(model)
 
 
 def require_package(module: str, package: str, key: str) -> None:

