@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "vlmkit"
 LAYERS = [
     {"errors", "paths", "redact"},
     {"config"},
-    {"types", "local_files"},
+    {"types", "local_files", "pretrained"},
     {"processing", "distributed", "run_directory"},
     {"assets", "model", "tracking", "interrupt"},
     {"data"},
@@ -22,6 +22,7 @@ LAYERS = [
 HOMES = {
     "accelerate": {"distributed.py"},
     "wandb": {"tracking/wandb_sink.py"},
+    "huggingface_hub": {"pretrained/files.py", "preflight.py", "reporting/hub.py"},
     "rich": {"tracking/console.py"},
     "hydra": {"entry.py"},
     "jinja2": {"reporting/page.py", "reporting/card.py"},
@@ -116,8 +117,9 @@ def test_banned_calls_are_found(tmp_path: Path) -> None:
 
 def test_light_modules_import_nothing_heavy() -> None:
     """They are what runs before a mistake is answered."""
-    for name in ("entry", "preflight", "config", "paths", "run_directory", "errors", "local_files", "redact"):
-        roots = {module.split(".")[0] for module in imports(PACKAGE / f"{name}.py")}
+    names = ("entry", "preflight", "config", "paths", "run_directory", "errors", "local_files", "redact")
+    for path in [*(PACKAGE / f"{name}.py" for name in names), *(PACKAGE / "pretrained").glob("*.py")]:
+        roots = {module.split(".")[0] for module in imports(path)}
         assert not roots & {"torch", "transformers", "numpy", "accelerate", "datasets"}
 
 

@@ -18,6 +18,8 @@ OPTIONS = sorted(path for path in config_dir().glob("*/*.yaml"))
 
 
 NEEDED = {
+    "model=checkpoint": ["model.tokenizer=tiny"],  # a checkpoint would say it
+    "model=smolvlm_256m": ["model.tokenizer=tiny"],
     "dataset=local": ["dataset.path=data/*.parquet"],
     "dataset=shards": ["dataset.path=data"],
     "dataset=mixture": ["+dataset.parts.shapes={dataset: easyvqa, weight: 1}"],
@@ -126,6 +128,16 @@ def test_what_the_processor_of_idefics3_would_do_otherwise_is_refused(override: 
     assert composed(*idefics3).model.image.layout is Layout.idefics3
     with pytest.raises(ConfigError, match=f"^{re.escape(f'model.image.{told}')}"):
         composed(*idefics3, f"model.image.{override}")
+
+
+def test_a_pretrained_model_goes_with_the_reference_s_optimizer() -> None:
+    for option in ("nanovlm_222m", "nanovlm_460m"):
+        assert composed(f"model={option}").optimizer == OptimizerConfig()
+
+
+def test_the_reference_s_models_have_its_tokens_per_tile() -> None:
+    assert composed("model=nanovlm_222m").model.tokens_per_tile == 49
+    assert composed("model=nanovlm_460m").model.tokens_per_tile == 64
 
 
 def test_pictures_are_augmented_only_if_asked_for() -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from tests.conftest import QUICK, Run
 
+GOLDEN = Path(__file__).parent / "golden"
+
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
@@ -27,6 +29,14 @@ from tests.conftest import QUICK, Run
         (["model.vision.num_heads=5"], ["model.vision.num_heads=5", "model.vision.hidden_size=128"]),
         (["dataset.max_sample_length=5000"], ["dataset.max_sample_length=5000", "packing.seq_length"]),
         (["model.tokenizer=/nowhere"], ["model.tokenizer=/nowhere", "tokenizer.json"]),
+        (["model=checkpoint"], ["model.init_from", "must name a checkpoint"]),
+        (["model=checkpoint", "model.init_from=/nowhere"], ["model.init_from=/nowhere", "org/name[@revision]"]),
+        (["model.language.pretrained=/nowhere"], ["model.language.pretrained=/nowhere", "a folder that is there"]),
+        (
+            ["model=checkpoint", f"model.init_from={GOLDEN / 'checkpoint'}", "model.language.num_layers=4"],
+            ["model.language.num_layers=4: must be 3, as in model.init_from="],
+        ),
+        (["model.vision.pretrained=.", "model.vision.num_heads=2"], ["model.vision.pretrained=.", "no *.safetensors"]),
         (["optimizer.beta1=1"], ["optimizer.beta1=1", "below 1"]),
         (["logger.wandb=online"], ["logger.wandb=online", "WANDB_API_KEY"]),
         (["run_dir=/dev/null/run"], ["run_dir=/dev/null/run", "cannot write"]),
@@ -74,6 +84,13 @@ def test_a_missing_package_is_named(vlmkit: Run, tmp_path: Path) -> None:
     assert done.stderr.strip() == (
         "error: dataset=easyvqa: needs the package easy-vqa, which is not installed: pip install easy-vqa"
     )
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(vlmkit: Run, tmp_path: Path) -> None:
+    done = vlmkit("train", "model=smolvlm_256m", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path))
+    [line] = done.stderr.strip().splitlines()
+    assert line.startswith("error: model.init_from=HuggingFaceTB/SmolVLM-256M-Instruct: is no folder here and cannot")
+    assert line.endswith("name a folder with its files, or fetch it once where there is a network")
 
 
 def test_a_run_directory_of_another_config_is_refused(vlmkit: Run, tmp_path: Path) -> None:

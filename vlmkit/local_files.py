@@ -5,7 +5,7 @@ from glob import has_magic
 from pathlib import Path
 
 from vlmkit.config import DatasetConfig, EasyVQAConfig, LocalConfig, MixtureConfig, ShardsConfig, require
-from vlmkit.paths import PROCESSOR, RunPaths
+from vlmkit.paths import RunPaths
 
 
 def parts_of(config: DatasetConfig) -> dict[str, DatasetConfig]:
@@ -88,17 +88,9 @@ def find_pictures(image: str | list[str] | None) -> list[list[Path]]:
     return [paths]
 
 
-def find_checkpoint(name: str) -> Path:
-    """The folder of a checkpoint: itself, or the newest one of a run directory.
-
-    Raises:
-        ConfigError: It is neither.
-    """
-    folder = Path(name).expanduser()
-    newest = RunPaths(folder).newest_checkpoint or folder
-    rule = "a checkpoint (checkpoints/step_N of a run), or the directory of a run that has one"
-    require((newest / PROCESSOR).is_file(), "ckpt", name, rule)
-    return newest
+def newest_of_run(name: str) -> str:
+    """The newest checkpoint, if a run directory is named; any other name as it is."""
+    return str(RunPaths(Path(name).expanduser()).newest_checkpoint or name)
 
 
 def _is_saved(folder: Path) -> bool:

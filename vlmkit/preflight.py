@@ -3,10 +3,12 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from vlmkit.config import GenerateConfig, TrainConfig, WandbMode, tokenizer_folder
+from vlmkit.config import GenerateConfig, ModelConfig, TrainConfig, WandbMode
 from vlmkit.errors import ConfigError
-from vlmkit.local_files import check_files, find_checkpoint, find_pictures, uses_easyvqa
+from vlmkit.local_files import check_files, find_pictures, newest_of_run, uses_easyvqa
 from vlmkit.paths import TRAINER_STATE, RunPaths
+from vlmkit.pretrained.configs import check_backbones, read_checkpoint
+from vlmkit.pretrained.files import find_tokenizer, require_weights
 from vlmkit.run_directory import check_run_dir, require_writable
 from vlmkit.tracking.wandb_sink import has_wandb_key
 
@@ -28,6 +30,8 @@ def check_training(config: TrainConfig, paths: RunPaths) -> None:
     named = config.resume not in ("auto", "never")
     if named and not begun and not (Path(config.resume).expanduser() / TRAINER_STATE).is_dir():
         raise ConfigError(f"resume={config.resume}: must be auto, never, or a folder checkpoints/step_N of a run")
+    if not begun:
+        check_weights(config.model)
     check_run_dir(paths, config)
 
 
@@ -47,7 +51,9 @@ def check_generation(config: GenerateConfig) -> None:
     Raises:
         ConfigError: Something is missing; the message names the key and the way out.
     """
-    find_checkpoint(config.ckpt)
+    checkpoint = newest_of_run(config.ckpt)
+    read_checkpoint(checkpoint, "ckpt")
+    require_weights(checkpoint, "ckpt")
     find_pictures(config.image)
     if config.out is not None:
         check_output(Path(config.out).expanduser())
@@ -65,7 +71,20 @@ def check_data(config: TrainConfig) -> None:
     check_files(config.dataset)
     if uses_easyvqa(config.dataset):
         require_package("easy_vqa", "easy-vqa", "dataset=easyvqa")
-    tokenizer_folder(config.model.tokenizer)
+    find_tokenizer(config.model.tokenizer)
+
+
+def check_weights(model: ModelConfig) -> None:
+    """Check what reading pretrained weights needs: their folders, packages, and the configured sizes."""
+    named = {
+        "model.init_from": model.init_from,
+        "model.vision.pretrained": model.vision.pretrained,
+        "model.language.pretrained": model.language.pretrained,
+    }
+    for key, name in named.items():
+        if name is not None:
+            require_weights(name, key)
+    check_backbones(model)
 
 
 def check_hub_token(repo: str) -> None:

@@ -32,6 +32,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
     from vlmkit.model.attention import choose_attention
     from vlmkit.model.build import build_model
     from vlmkit.model.packed import PackedVLM
+    from vlmkit.model.weights import load_checkpoint_weights
     from vlmkit.processing.chat import ChatEncoder
     from vlmkit.processing.images import ImageLayout
     from vlmkit.processing.tokenizer import load_tokenizer
@@ -48,7 +49,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         WatchBadSamples,
         WatchBadSteps,
     )
-    from vlmkit.training.checkpoint import Checkpoints, choose_start, load_weights
+    from vlmkit.training.checkpoint import Checkpoints, choose_start
     from vlmkit.training.loop import Callback, Trainer, run_steps
     from vlmkit.training.summary import describe_run, last_words, what_was_met
     from vlmkit.training.throughput import Throughput
@@ -66,9 +67,10 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         layout = ImageLayout.from_config(config.model)
         encoder = ChatEncoder(tokenizer, layout)
         attention = choose_attention(config.model.attention, ranks.device, ranks.precision == "bf16")
-        model = PackedVLM(build_model(config.model, tokenizer), layout, attention)
+        hf = build_model(config.model, tokenizer, read_weights=begin_from is None)
         if begin_from:
-            load_weights(model.hf, begin_from)
+            load_checkpoint_weights(hf, begin_from)
+        model = PackedVLM(hf, layout, attention)
         data = build_training_data(config, encoder, ranks.rank, ranks.world_size, screen.watch("measuring samples"))
         trainer = Trainer(model, config, ranks)
         data_keys = run_directory.data_keys(config, data.packs_per_step, data.contents(tokenizer))

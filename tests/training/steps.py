@@ -16,10 +16,10 @@ from vlmkit.data.worker import Loaded, build_batch
 from vlmkit.distributed import Ranks
 from vlmkit.model.build import build_model
 from vlmkit.model.packed import PackedVLM
+from vlmkit.model.weights import load_checkpoint_weights
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.images import ImageLayout
 from vlmkit.processing.tokenizer import ChatTokenizer, load_tokenizer
-from vlmkit.training.checkpoint import load_weights
 from vlmkit.training.loop import Trainer
 from vlmkit.types import Batch, Sample, Turn
 
@@ -49,7 +49,7 @@ def build_trainer(
     model = PackedVLM(build_model(config.model, tokenizer), ImageLayout.from_config(config.model))
     model.to(dtype)
     if begin_from:
-        load_weights(model.hf, begin_from)
+        load_checkpoint_weights(model.hf, begin_from)
     return Trainer(model, config, ranks), ranks
 
 

@@ -12,11 +12,11 @@ from tests.training.steps import build_trainer, encoder_of, small_config, step_o
 from vlmkit.config import TrainConfig
 from vlmkit.data.plan import Position
 from vlmkit.errors import ConfigError, UserError
+from vlmkit.model.weights import load_checkpoint_weights
 from vlmkit.paths import RunPaths
 from vlmkit.training.checkpoint import (
     Checkpoints,
     choose_start,
-    load_weights,
     remove_half_written,
     remove_surplus,
 )
@@ -63,7 +63,7 @@ def test_a_restored_trainer_goes_on_bit_for_bit(paths: RunPaths) -> None:
     again, restored = open_checkpoints(paths, config)
     folder = choose_start(paths, "auto", 100)
     assert folder is not None
-    load_weights(restored.model.hf, folder)
+    load_checkpoint_weights(restored.model.hf, folder)
     progress = again.restore(folder, Position())
     assert progress == Progress(1, Position(0, 1), Totals(level=LossLevel(0.5, 1)))
     went_on = train_one(restored, config, 2), torch.rand(3)

@@ -16,7 +16,7 @@ from vlmkit.data.rows import Row
 from vlmkit.data.sources import Question
 from vlmkit.distributed import Ranks
 from vlmkit.interrupt import StopSignal
-from vlmkit.model.load import load_checkpoint
+from vlmkit.model.build import load_checkpoint
 from vlmkit.model.packed import PackedVLM
 from vlmkit.paths import RunPaths, whole_file
 from vlmkit.processing.chat import ChatEncoder
@@ -86,9 +86,10 @@ def run_test(
     Returns:
         The result on every process; None if a signal came before all questions were answered.
     """
-    hf, tokenizer, layout = load_checkpoint(str(paths.checkpoint(step)))
-    model, encoder = PackedVLM(hf, layout).to(ranks.device).eval(), ChatEncoder(tokenizer, layout)
-    longest = max(len(tokenizer.encode_text(text)) for question in test for text in question.answers)
+    loaded = load_checkpoint(str(paths.checkpoint(step)))
+    model = PackedVLM(loaded.model, loaded.layout).to(ranks.device).eval()
+    encoder = ChatEncoder(loaded.tokenizer, loaded.layout)
+    longest = max(len(encoder.tokenizer.encode_text(text)) for question in test for text in question.answers)
     own = test[ranks.rank :: ranks.world_size]
     groups = [own[i : i + QUESTIONS_AT_ONCE] for i in range(0, len(own), QUESTIONS_AT_ONCE)]
     answered: list[Answered] = []

