@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -21,9 +20,9 @@ from vlmkit.generate import generate, main, quoted
 from vlmkit.model.answer import Answerer
 from vlmkit.model.build import build_model
 from vlmkit.model.packed import PackedVLM
-from vlmkit.paths import PROCESSOR
 from vlmkit.preflight import check_generation
 from vlmkit.processing.chat import ChatEncoder
+from vlmkit.processing.processor import save_processor
 from vlmkit.types import Sample, Turn
 
 PROMPT = "what is it, and where?"
@@ -57,8 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_config: ModelCon
 
 def save(model: PackedVLM, encoder: ChatEncoder, checkpoint: Path) -> None:
     model.hf.save_pretrained(checkpoint)
-    encoder.tokenizer.save(checkpoint)
-    (checkpoint / PROCESSOR).write_text(json.dumps(asdict(encoder.layout)))
+    save_processor(checkpoint, encoder.tokenizer, encoder.layout)
 
 
 def asked(folder: Path, **changed: object) -> GenerateConfig:
@@ -142,8 +140,8 @@ def test_the_answer_streams(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ({"image": "/nowhere.png"}, "image=/nowhere.png: must be a file that is there"),
         ({"image": ["{folder}/pictures/red.png", "/nowhere.png"]}, "image=/nowhere.png: must be a file that is there"),
         ({"image": "{folder}/run"}, "image={folder}/run: must be a folder with pictures"),
-        ({"ckpt": "/nowhere"}, "ckpt=/nowhere: must be a checkpoint .*, or the directory of a run that has one"),
-        ({"ckpt": "{folder}/pictures"}, "ckpt={folder}/pictures: must be a checkpoint"),
+        ({"ckpt": "/nowhere"}, "ckpt=/nowhere: must be a folder that is there, or a hub id"),
+        ({"ckpt": "{folder}/pictures"}, "ckpt={folder}/pictures: cannot read its config.json"),
         ({"out": "{folder}"}, "out={folder}: must be a file"),
         ({"image": ""}, "image=: must be a file, a folder, or a list of files"),
         ({"image": 3}, "image=3: must be a file, a folder, or a list of files"),
@@ -170,16 +168,17 @@ def test_an_answer_longer_than_the_model_can_take_is_a_line(folder: Path, capsys
 def test_a_damaged_checkpoint_is_a_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the command, with a prompt that Hydra's grammar would take apart."""
     for file in (folder / "run" / "checkpoints" / "step_9").iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes()[:5000])
+        kept = 5000 if file.suffix == ".safetensors" else None
+        (tmp_path / file.name).write_bytes(file.read_bytes()[:kept])
     monkeypatch.setattr(sys, "argv", ["generate", f"ckpt={tmp_path}", "prompt=what's (that), 'it'?"])
-    with pytest.raises(SystemExit, match=f"^error: ckpt={tmp_path}: cannot load this checkpoint: [^\n]+$"):
+    with pytest.raises(SystemExit, match=f"^error: {tmp_path}: cannot read its weights: [^\n]+$"):
         main()
 
 
 def test_nothing_heavy_is_imported_before_a_mistake_is_answered(tmp_path: Path, vlmkit: Run) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     done = vlmkit("generate", "ckpt=nothing", "prompt=hello")
-    assert done.stderr.startswith("error: ckpt=nothing: must be a checkpoint")
+    assert done.stderr.startswith("error: ckpt=nothing: must be a folder that is there, or a hub id")
 
 
 @given(prompt=st.text().filter(lambda text: "${" not in text))

@@ -51,10 +51,10 @@ def main() -> None:
 
 
 def _start(config: TrainConfig, _invocation: entry.Invocation) -> None:
-    check_data(config)
     if config.dataset.streaming:
         print("nothing to do: a dataset that is streamed needs no index (dataset.streaming=true)")  # noqa: T201
         return
+    check_data(config)
     if not is_writable(cache_dir()):
         raise ConfigError(f"VLMKIT_CACHE={cache_dir()}: must be a folder that can be written to")
     build(config)

@@ -270,7 +270,7 @@ def test_what_is_not_parquet_does_not_stream(tmp_path: Path) -> None:
 
 
 def test_without_a_hub_a_command_ends_with_one_line(vlmkit: Run) -> None:
-    done = vlmkit("index", "dataset=finevision", "dataset.streaming=false", HF_HUB_OFFLINE="1")
+    done = vlmkit("index", "dataset=finevision", "model=tiny", "dataset.streaming=false", HF_HUB_OFFLINE="1")
     assert done.returncode == 1
     assert done.stderr.strip() == (
         "error: dataset.repo=HuggingFaceM4/FineVision: Couldn't reach 'HuggingFaceM4/FineVision' on the Hub "

@@ -1,7 +1,6 @@
 """Small pretrained models in folders, as transformers writes them."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,8 +18,8 @@ from transformers import (
 from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
 
 from vlmkit.config import ModelConfig, model_config
-from vlmkit.paths import PROCESSOR
 from vlmkit.processing.images import ImageLayout
+from vlmkit.processing.processor import save_processor
 from vlmkit.processing.tokenizer import ChatTokenizer
 
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -98,8 +97,7 @@ def config_of(tokenizer: str = "tiny", **language: object) -> ModelConfig:
 def save_own(folder: Path, hf: Idefics3ForConditionalGeneration, tokenizer: ChatTokenizer, layout: ImageLayout) -> None:
     """A checkpoint as training writes it, without what resuming needs."""
     hf.save_pretrained(folder)
-    tokenizer.save(folder)
-    (folder / PROCESSOR).write_text(json.dumps(asdict(layout)))
+    save_processor(folder, tokenizer, layout)
 
 
 def save_smolvlm(folder: Path, tokenizer: ChatTokenizer) -> Idefics3ForConditionalGeneration:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Idefics3ForConditionalGeneration
 
 from tests.model.pretrained_models import config_of, save_llama, save_own, save_siglip, save_smolvlm
-from vlmkit.config import ModelConfig, model_config
+from vlmkit.config import Layout, ModelConfig, model_config
 from vlmkit.errors import ConfigError, UserError
 from vlmkit.model.build import build_model, load_checkpoint
 from vlmkit.paths import assets_dir, config_dir
@@ -146,13 +146,14 @@ def test_a_checkpoint_of_vlmkit_loads_as_it_was_saved(tmp_path: Path, tokenizer:
         assert loaded.model.config.to_dict()[part] == saved.config.to_dict()[part]
 
 
-def test_a_checkpoint_like_smolvlm_s_loads_with_its_picture_settings(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
-    saved = save_smolvlm(tmp_path, tokenizer)
+def test_a_checkpoint_like_smolvlm_s_loads_with_its_picture_settings(tmp_path: Path) -> None:
+    saved = save_smolvlm(tmp_path, load_tokenizer("tiny", Layout.idefics3))
     loaded = load_checkpoint(str(tmp_path))
     same_model(loaded.model, saved)
     same_model(loaded.model, AutoModelForImageTextToText.from_pretrained(tmp_path))
     assert (loaded.layout.tile_size, loaded.layout.max_img_size, loaded.layout.tokens_per_tile) == (32, 64, 4)
-    assert (loaded.layout.mean, loaded.layout.std) == (0.5, 0.5)
+    assert (loaded.layout.mean, loaded.layout.std, loaded.layout.kind) == (0.5, 0.5, Layout.idefics3)
+    assert loaded.tokenizer.image_token == "<image>"
 
 
 def test_a_sharded_checkpoint_loads(tmp_path: Path, tokenizer: ChatTokenizer) -> None:

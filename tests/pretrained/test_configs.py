@@ -41,14 +41,14 @@ def test_what_a_file_leaves_out_is_transformers_default(defaults: dict[str, Any]
 def test_so_are_those_of_a_whole_checkpoint(tmp_path: Path) -> None:
     vision = {"image_size": 64, "patch_size": 8}
     folder = saved(tmp_path, {"model_type": "smolvlm", "text_config": {"vocab_size": 9}, "vision_config": vision})
-    saved(tmp_path, {"tile_size": 64, "max_img_size": 128, "mean": 0.5}, "vlmkit_processor.json")
+    saved(tmp_path, {"tile_size": 64, "max_img_size": 128, "mean": 0.5, "kind": "idefics3"}, "vlmkit_processor.json")
     said = read_checkpoint(folder, "ckpt")
     for theirs in (Idefics3Config(), SmolVLMConfig()):
         assert said["pixel_shuffle_factor"] == theirs.scale_factor
         assert said["language"]["tie_word_embeddings"] == theirs.tie_word_embeddings
     assert said["language"]["rope_theta"] == LlamaConfig().rope_parameters["rope_theta"]
     assert said["language"]["num_kv_heads"] == LlamaConfig().num_key_value_heads
-    assert said["image"] == {"max_img_size": 128, "mean": 0.5}
+    assert said["image"] == {"layout": "idefics3", "max_img_size": 128, "mean": 0.5}
 
 
 def test_nanovlm_s_config_is_read_whole() -> None:
@@ -79,7 +79,7 @@ def test_nanovlm_s_config_is_read_whole() -> None:
             "tie_word_embeddings": True,
         },
         "pixel_shuffle_factor": 2,
-        "image": {"max_img_size": 256, "resize_to_max_side_len": False, "mean": 0.0, "std": 1.0},
+        "image": {"layout": "nanovlm", "max_img_size": 256, "resize_to_max_side_len": False, "mean": 0.0, "std": 1.0},
     }
 
 
