@@ -4,12 +4,14 @@ Checkpoints are written after every second step, in the background, so many mome
 times; ``VLMKIT_KILLS=20 python -m pytest -m slow tests/test_kills.py`` kills twenty times.
 """
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import QUICK, command_environment
 from tests.test_train import metrics, reproducible
+from vlmkit.tracking.wandb_sink import read_wandb_file
 
 STEPS = 80
 REPLACED = ("trainer.max_training_steps", "trainer.eval_interval", "logger")
@@ -74,6 +77,21 @@ def assert_same(run: Path, whole: Path) -> None:
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
+def assert_wandb_has_each_step_once(run: Path) -> None:
+    """In the offline files of all starts together, with the values of metrics.jsonl."""
+    logged = Counter[tuple[int, str]]()
+    losses = {}
+    for path in (run / "wandb").glob("offline-run-*/*.wandb"):
+        for row in read_wandb_file(path):
+            step = int(row["global_step"])
+            logged.update((step, key) for key in row if not key.startswith("_") and key != "global_step")
+            losses |= {step: json.loads(row["batch_loss"])} if "batch_loss" in row else {}
+    assert set(logged.values()) == {1}
+    rows = metrics(run)
+    assert logged.keys() == {(row["global_step"], key) for row in rows for key in row if key != "global_step"}
+    assert losses == {row["global_step"]: row["batch_loss"] for row in rows}
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_a_run_is_as_if_it_had_never_been(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
@@ -89,4 +107,5 @@ def test_killed_at_random_moments_a_run_is_as_if_it_had_never_been(tmp_path: Pat
     finish(runs[-1])
     for run in runs:
         assert_same(run, whole)
+        assert_wandb_has_each_step_once(run)
     sys.stdout.write(f"{kills} kills in {len(runs)} run(s) of {STEPS} steps, each of {duration:.0f} s\n")
