@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "vlmkit"
 LAYERS = [
     {"errors", "paths", "redact"},
     {"config"},
-    {"types", "local_files", "pretrained"},
+    {"types", "local_files", "special_tokens"},
+    {"pretrained"},
     {"processing", "distributed", "run_directory"},
     {"assets", "model", "tracking", "interrupt"},
     {"data"},
@@ -117,7 +118,17 @@ def test_banned_calls_are_found(tmp_path: Path) -> None:
 
 def test_light_modules_import_nothing_heavy() -> None:
     """They are what runs before a mistake is answered."""
-    names = ("entry", "preflight", "config", "paths", "run_directory", "errors", "local_files", "redact")
+    names = (
+        "entry",
+        "preflight",
+        "config",
+        "paths",
+        "run_directory",
+        "errors",
+        "local_files",
+        "redact",
+        "special_tokens",
+    )
     for path in [*(PACKAGE / f"{name}.py" for name in names), *(PACKAGE / "pretrained").glob("*.py")]:
         roots = {module.split(".")[0] for module in imports(path)}
         assert not roots & {"torch", "transformers", "numpy", "accelerate", "datasets"}

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.conftest import Run, png
+from tests.conftest import Run, composed, png
 from vlmkit.config import GenerateConfig, ModelConfig
 from vlmkit.data.worker import Loaded, build_batch
 from vlmkit.errors import ConfigError
@@ -181,8 +180,10 @@ def test_nothing_heavy_is_imported_before_a_mistake_is_answered(tmp_path: Path, 
     assert done.stderr.startswith("error: ckpt=nothing: must be a folder that is there, or a hub id")
 
 
-@given(prompt=st.text().filter(lambda text: "${" not in text))
+ODD = "'yes' or 'no': what does ${x} cost? ${oc.env:HOME}"
+
+
+@settings(max_examples=60)
+@given(prompt=st.text("abc '\"\\${}[],:=~é\n", max_size=12) | st.just(ODD))
 def test_a_prompt_reaches_the_command_as_it_was_written(prompt: str) -> None:
-    given_in_quotes = len(prompt) > 1 and prompt[0] == prompt[-1] and prompt[0] in "'\""
-    override = OverridesParser.create().parse_override(quoted(f"prompt={prompt}"))
-    assert given_in_quotes or override.value() == prompt
+    assert composed("generate", "ckpt=run", quoted(f"prompt={prompt}")).prompt == prompt

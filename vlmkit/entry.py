@@ -8,6 +8,7 @@ import difflib
 import errno
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -57,6 +58,9 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
         )
 
     def leave(error: Exception) -> NoReturn:
+        if isinstance(error, BrokenPipeError):  # who reads the output has left
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at the end fails again
+            sys.exit(128 + signal.SIGPIPE)
         if wants_traceback or not _is_the_users(error):
             sys.exit(redact(traceback.format_exc()))
         sys.exit(f"error: {redact(explain(error, config_name, sys.argv[1:]))}")

@@ -69,12 +69,13 @@ def main() -> None:
 
 
 def quoted(argument: str) -> str:
-    """An argument as Hydra must read it: commas, quotes and brackets of a prompt or of a file's name are only text."""
+    """An argument as Hydra must read it: all of a prompt, or of the name of a file that is there, is only text."""
     name, _, value = argument.partition("=")
-    is_text = name == "prompt" or (name in ("image", "ckpt", "out") and Path(value).expanduser().exists())
-    if not is_text or re.fullmatch(r"(['\"]).*\1", value, re.DOTALL):
+    if name != "prompt" and not (name in ("image", "ckpt", "out") and Path(value).expanduser().exists()):
         return argument
-    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    # Backslashes mean something to Hydra before a quote or the end, and to OmegaConf before an interpolation.
+    plain = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), plain)
     return f"{name}='{escaped}'"
 
 

@@ -89,8 +89,10 @@ def check_weights(model: ModelConfig) -> None:
 
 def check_hub_token(repo: str) -> None:
     """Raise ConfigError if nobody is logged in to the Hugging Face hub: better now than after the run."""
-    from huggingface_hub import get_token
+    from huggingface_hub import constants, get_token
 
+    if constants.HF_HUB_OFFLINE:
+        raise ConfigError(f"push_to_hub={repo}: cannot be reached with HF_HUB_OFFLINE=1: leave one of them out")
     if not get_token():
         raise ConfigError(f"push_to_hub={repo}: needs a token of the hub: set HF_TOKEN, or log in with `hf auth login`")
 

@@ -76,6 +76,8 @@ def choose_run_dir(config: TrainConfig, names: dict[str, str], sweep_run_dir: Pa
         names: Options chosen for the groups, for a readable name.
         sweep_run_dir: Directory of this job of a sweep.
     """
+    if config.push_to_hub is not None and sweep_run_dir is not None:
+        raise ConfigError("push_to_hub: leave it out of a sweep, whose runs would overwrite each other there")
     if config.run_dir is not None and sweep_run_dir is not None:
         raise ConfigError("run_dir: leave it out of a sweep, whose runs need one each; hydra.sweep.dir is their parent")
     if config.run_dir is not None:

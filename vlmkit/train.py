@@ -103,7 +103,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         checkpoints.save(end)
         checkpoints.finish()
         if end.step == total and config.trainer.final_test and data.test:
-            done = load_test(paths, total) if start.step == total else None
+            done = ranks.run_on_main(lambda: load_test(paths, total)) if start.step == total else None
             if result := done or run_test(paths, total, data.test, data.rows(), ranks, screen, stop):
                 tracker.log(total, result.metrics)
                 screen.say(str(result))
@@ -113,7 +113,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         screen.say(last_words(paths, end, total, stopped))
     if stopped:
         sys.exit(128 + (stop.received or signal.SIGTERM))
-    if ranks.is_main:
+    if ranks.is_main and end.step == total:
         publish(config, paths, total, end.totals.run.tokens, data.describe(), screen)
 
 

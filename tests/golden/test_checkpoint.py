@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, Idefics3ForConditionalGene
 
 from vlmkit.model.build import Checkpoint, load_checkpoint
 from vlmkit.model.packed import PackedVLM
+from vlmkit.types import Batch
 
 FOLDER = Path(os.environ.get("VLMKIT_GOLDEN", Path(__file__).parent)) / "checkpoint"
 EXPECTED = load_file(FOLDER / "expected.safetensors")
@@ -27,6 +28,11 @@ def expected(case: int, name: str) -> torch.Tensor:
     return EXPECTED[f"{case}.{name}"]
 
 
+def as_uint8(case: int) -> torch.Tensor:
+    """The tiles as a batch has them."""
+    return (expected(case, "tiles") * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
 def logits(hf: Idefics3ForConditionalGeneration, case: int) -> torch.Tensor:
     with torch.no_grad():
         output = hf(input_ids=expected(case, "input_ids")[None], pixel_values=expected(case, "tiles")[None])
@@ -41,12 +47,29 @@ def test_logits_and_loss_are_nanovlm_s(checkpoint: Checkpoint, case: int) -> Non
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_what_is_trained_has_nanovlm_s_loss(checkpoint: Checkpoint, case: int) -> None:
+    """Through the batch, the packed forward pass and the summed loss: every token but the first is a label."""
+    ids = expected(case, "input_ids")[None]
+    batch = Batch(
+        input_ids=ids,
+        labels=ids,
+        position_ids=torch.arange(ids.shape[1])[None],
+        segment_ids=torch.zeros_like(ids),
+        tiles=as_uint8(case),
+        num_samples=1,
+        num_images=1,
+    )
+    with torch.no_grad():
+        loss = PackedVLM(checkpoint.model, checkpoint.layout)(batch) / (ids.shape[1] - 1)
+    assert loss.item() == pytest.approx(LOSSES[case], abs=1e-4)  # nanoVLM's tiles are no whole numbers
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_greedy_tokens_are_nanovlm_s(checkpoint: Checkpoint, case: int) -> None:
     """Through what answers questions in vlmkit: pictures as uint8 tiles, an end of turn ends the answer."""
-    tiles = (expected(case, "tiles") * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     packed = PackedVLM(checkpoint.model, checkpoint.layout).eval()
     greedy = expected(case, "greedy").tolist()
-    [answer] = packed.generate([expected(case, "input_ids").tolist()], tiles, max_new_tokens=len(greedy))
+    [answer] = packed.generate([expected(case, "input_ids").tolist()], as_uint8(case), max_new_tokens=len(greedy))
     end = checkpoint.tokenizer.turn_end_id
     assert answer == (greedy[: greedy.index(end)] if end in greedy else greedy)
 

@@ -18,7 +18,8 @@ from vlmkit.model.build import build_model, load_checkpoint
 from vlmkit.paths import assets_dir, config_dir
 from vlmkit.pretrained.files import SMOLLM2, find_gguf
 from vlmkit.processing.images import ImageLayout
-from vlmkit.processing.tokenizer import IMAGE_TOKENS, ChatTokenizer, load_tokenizer
+from vlmkit.processing.tokenizer import ChatTokenizer, load_tokenizer
+from vlmkit.special_tokens import IMAGE_TOKENS
 
 NANOVLM = Path(__file__).parents[1] / "golden" / "checkpoint"
 
@@ -268,3 +269,14 @@ def smollm2_config() -> ModelConfig:
     yaml = OmegaConf.load(config_dir() / "model" / "smollm2_135m_local.yaml")
     del yaml["defaults"]
     return model_config(yaml)
+
+
+def test_every_token_s_embedding_is_learnt_the_end_of_a_turn_too(tokenizer: ChatTokenizer) -> None:
+    """It is also what pads, and an embedding learns nothing for a padding index."""
+    hf = build_model(config_of(), tokenizer)
+    ids = torch.tensor([[5, tokenizer.turn_end_id, 7]])
+    hf.get_input_embeddings()(ids).sum().backward()
+    gradient = hf.get_input_embeddings().weight.grad
+    assert gradient is not None
+    assert gradient[ids[0]].abs().sum(1).min() > 0
+    assert hf.get_input_embeddings().weight[tokenizer.turn_end_id].abs().max() > 0

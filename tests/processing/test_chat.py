@@ -11,7 +11,8 @@ from vlmkit.config import Layout
 from vlmkit.errors import ConfigError
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.images import ImageLayout, TileGrid
-from vlmkit.processing.tokenizer import IMAGE_TOKEN, IMAGE_TOKENS, TURN_END, TURN_START, make_chat_tokenizer
+from vlmkit.processing.tokenizer import make_chat_tokenizer
+from vlmkit.special_tokens import IMAGE_TOKEN, IMAGE_TOKENS, TURN_END, TURN_START
 from vlmkit.types import IGNORED_LABEL, Turn
 
 SPELT = [TURN_START, TURN_END, *IMAGE_TOKENS[:3], "<end_of_utterance>", "<image>", "<global-img>"]

@@ -1,6 +1,5 @@
 """A checkpoint of the layout idefics3 is served by transformers alone: ids and pixels are those of training."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +15,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Idefics3Pro
 
 from tests.conftest import as_idefics3
 from vlmkit.config import Layout, ModelConfig
-from vlmkit.errors import UserError
 from vlmkit.model.build import build_model
 from vlmkit.model.packed import PackedVLM
-from vlmkit.paths import PROCESSOR
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.images import ImageLayout, cut_tiles
-from vlmkit.processing.processor import load_layout, save_processor
+from vlmkit.processing.processor import save_processor
 from vlmkit.processing.tokenizer import load_tokenizer
 from vlmkit.types import Turn
 
@@ -120,11 +117,11 @@ def test_contents_may_be_strings_too(served: Served) -> None:
 # ---- the files -----------------------------------------------------------------------------------------
 
 
-def test_the_layout_comes_back(encoder: ChatEncoder, idefics3_encoder: ChatEncoder, tmp_path: Path) -> None:
+def test_the_tokenizer_comes_back(encoder: ChatEncoder, idefics3_encoder: ChatEncoder, tmp_path: Path) -> None:
+    """The layout does too: tests/model/test_build.py."""
     for one in (encoder, idefics3_encoder):
         save_processor(tmp_path, one.tokenizer, one.layout)
-        assert load_layout(tmp_path) == one.layout
-        again = ChatEncoder(load_tokenizer(str(tmp_path), one.layout.kind), load_layout(tmp_path))
+        again = ChatEncoder(load_tokenizer(str(tmp_path), one.layout.kind), one.layout)
         turns, grids = [Turn("what?", "a square")], [one.layout.grid(100, 50)]
         assert again.encode_sample(turns, grids) == one.encode_sample(turns, grids)
         assert again.tokenizer.fingerprint == one.tokenizer.fingerprint
@@ -134,23 +131,6 @@ def test_a_checkpoint_of_nanovlm_s_layout_promises_no_processor(encoder: ChatEnc
     save_processor(tmp_path, encoder.tokenizer, encoder.layout)
     assert not (tmp_path / "preprocessor_config.json").exists()
     assert not (tmp_path / "processor_config.json").exists()
-
-
-@pytest.mark.parametrize("contents", [None, "{", "[]", '{"tile_size": 64}', '{"kind": "other"}'])
-def test_a_layout_that_cannot_be_read_is_named(tmp_path: Path, contents: str | None) -> None:
-    if contents is not None:
-        (tmp_path / PROCESSOR).write_text(contents)
-    with pytest.raises(UserError, match=f"{PROCESSOR}: cannot read"):
-        load_layout(tmp_path)
-
-
-def test_a_checkpoint_from_before_there_were_layouts_is_nanovlm_s(encoder: ChatEncoder, tmp_path: Path) -> None:
-    save_processor(tmp_path, encoder.tokenizer, encoder.layout)
-    path = tmp_path / PROCESSOR
-    values = json.loads(path.read_text())
-    assert values.pop("kind") == "nanovlm"
-    path.write_text(json.dumps(values))
-    assert load_layout(tmp_path) == encoder.layout
 
 
 # ---- the model -----------------------------------------------------------------------------------------

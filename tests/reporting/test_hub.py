@@ -107,14 +107,14 @@ def card_of(paths: RunPaths) -> tuple[dict[str, object], str]:
 def test_the_card_tells_data_training_results_and_use(
     paths: RunPaths, tiny_model_config: ModelConfig, tokenizer: ChatTokenizer
 ) -> None:
-    publish(run_config(), paths, 8, 123456, "FineVision: a|b", Screen(False), ["org/base"])
+    publish(run_config(), paths, 8, 123456, "FineVision: a|b", Screen(False))
     front, text = card_of(paths)
     assert front == {
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
         "tags": ["vlmkit"],
         "datasets": ["HuggingFaceM4/FineVision"],
-        "base_model": ["org/base"],
+        "base_model": ["google/siglip2-base-patch16-512", "HuggingFaceTB/SmolLM2-360M-Instruct"],
     }
     parameters = sum(count_parameters(build_model(tiny_model_config, tokenizer)).values())
     for told in (
@@ -137,9 +137,10 @@ def test_the_card_tells_data_training_results_and_use(
         assert told in text, told
     assert "None" not in text
     (paths.checkpoint(8) / "preprocessor_config.json").write_text("{}")
-    publish(run_config(), paths, 8, 123456, "FineVision", Screen(False))
+    publish(composed("model=tiny"), paths, 8, 123456, "easyvqa", Screen(False))
     front, text = card_of(paths)
     assert "base_model" not in front
+    assert "| weights at the start | random |" in text
     assert 'AutoProcessor.from_pretrained("FOLDER")' in text
 
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from vlmkit.paths import assets_dir
-from vlmkit.processing.tokenizer import CHAT_TEMPLATE, IMAGE_TOKENS, TURN_END, TURN_START
+from vlmkit.special_tokens import CHAT_TEMPLATE, IMAGE_TOKENS, TURN_END, TURN_START
 
 TEXT_TOKENS = 512
 END_OF_TEXT = "<|endoftext|>"

@@ -20,10 +20,10 @@ from vlmkit.model.build import load_checkpoint
 from vlmkit.model.packed import PackedVLM
 from vlmkit.paths import RunPaths, whole_file
 from vlmkit.processing.chat import ChatEncoder
-from vlmkit.processing.images import cut_tiles, load_image
+from vlmkit.processing.images import ImageLayout, cut_tiles, image_size, load_image
 from vlmkit.tracking.console import Screen
 
-QUESTIONS_AT_ONCE = 256
+TILES_AT_ONCE = 256  # of the questions that are answered together
 SPARE_TOKENS = 4  # an answer may be so much longer than the longest right one before it is cut off
 
 
@@ -91,7 +91,7 @@ def run_test(
     encoder = ChatEncoder(loaded.tokenizer, loaded.layout)
     longest = max(len(encoder.tokenizer.encode_text(text)) for question in test for text in question.answers)
     own = test[ranks.rank :: ranks.world_size]
-    groups = [own[i : i + QUESTIONS_AT_ONCE] for i in range(0, len(own), QUESTIONS_AT_ONCE)]
+    groups = grouped(own, loaded.layout)
     answered: list[Answered] = []
     for questions in screen.watch("answering the test questions")(groups):
         if stop.received:
@@ -109,6 +109,20 @@ def run_test(
     )
     ranks.run_on_main(lambda: save_test(paths, result))
     return result
+
+
+def grouped(questions: Sequence[Question], layout: ImageLayout) -> list[list[Question]]:
+    """The questions in order, as many together as have TILES_AT_ONCE tiles, or one that alone has more."""
+    groups: list[list[Question]] = []
+    room = 0
+    for question in questions:
+        tiles = layout.grid(*image_size(question.image, question.text)).num_tiles
+        if tiles > room:
+            groups.append([])
+            room = TILES_AT_ONCE
+        groups[-1].append(question)
+        room -= tiles
+    return groups
 
 
 def answer_questions(

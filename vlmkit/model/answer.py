@@ -22,7 +22,10 @@ class Answerer:
         loaded = load_checkpoint(checkpoint)
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda" if on_gpu else "cpu")
-        hf = loaded.model.to(self._device, torch.bfloat16 if on_gpu else torch.float32)
+        hf = loaded.model.to(self._device)
+        if on_gpu:
+            for parameter in hf.parameters():  # not what is computed: the angles of positions need float32
+                parameter.data = parameter.data.to(torch.bfloat16)
         self._model = PackedVLM(hf, loaded.layout).eval()
         self._encoder = ChatEncoder(loaded.tokenizer, loaded.layout)
 

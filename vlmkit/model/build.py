@@ -65,6 +65,7 @@ def build_model(
 
 def _new_model(config: ModelConfig, tokenizer: ChatTokenizer) -> Idefics3ForConditionalGeneration:
     hf = Idefics3ForConditionalGeneration._from_config(architecture(config, tokenizer), attn_implementation="sdpa")
+    hf.generation_config.pad_token_id = tokenizer.pad_id
     projection = hf.model.connector.modality_projection.proj
     # Features of unit size whatever the width: with the towers' fixed range a narrow model drowns its text in them.
     nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
@@ -126,7 +127,7 @@ def architecture(config: ModelConfig, tokenizer: ChatTokenizer) -> Idefics3Confi
             tie_word_embeddings=language.tie_word_embeddings,
             bos_token_id=tokenizer.turn_start_id,
             eos_token_id=tokenizer.turn_end_id,
-            pad_token_id=tokenizer.pad_id,
+            # No pad_token_id: it is the end of a turn too, and an embedding learns nothing for its padding index.
         ),
         scale_factor=config.pixel_shuffle_factor,
         image_token_id=tokenizer.image_id,

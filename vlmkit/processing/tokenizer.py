@@ -11,73 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vlmkit.config import Layout
 from vlmkit.errors import ConfigError
 from vlmkit.pretrained.files import SMOLLM2, find_gguf, find_tokenizer
-
-TURN_START = "<|im_start|>"
-TURN_END = "<|im_end|>"
-
-
-def grid_token(row: int, col: int) -> str:
-    """What stands before a tile, from row 1 and column 1 on."""
-    return f"<row_{row}_col_{col}>"
-
-
-def grid_tokens(layout: Layout) -> tuple[str, ...]:
-    """All of them, row by row."""
-    sides = range(1, layout.max_grid_side + 1)
-    return tuple(grid_token(row, col) for row in sides for col in sides)
-
-
-IMAGE_TOKEN = "<|image|>"
-GLOBAL_IMAGE_TOKEN = "<|global_image|>"
-IMAGE_TOKENS = (IMAGE_TOKEN, GLOBAL_IMAGE_TOKEN, *grid_tokens(Layout.nanovlm))
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-
-
-IDEFICS3_TURN_END = "<end_of_utterance>"
-IDEFICS3_IMAGE_TOKEN = "<image>"
-IDEFICS3_GLOBAL_IMAGE_TOKEN = "<global-img>"
-IDEFICS3_BESIDE_TILE_TOKEN = "<fake_token_around_image>"
-# That of SmolVLM, except that contents may be a string too.
-IDEFICS3_CHAT_TEMPLATE = (
-    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:"
-    "{% if message['content'] is string %}{{ ' ' + message['content'] }}{% else %}"
-    "{% if message['content'][0]['type'] != 'image' %}{{ ' ' }}{% endif %}"
-    "{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}"
-    "{% endif %}{{ '<end_of_utterance>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Tokens:
-    """The special tokens of a layout, and the template that is written with them."""
-
-    turn_start: str
-    turn_end: str
-    image: str  # stands for one feature of a tile
-    of_pictures: tuple[str, ...]  # that one too
-    chat_template: str
-
-
-_TOKENS = {
-    Layout.nanovlm: _Tokens(TURN_START, TURN_END, IMAGE_TOKEN, IMAGE_TOKENS, CHAT_TEMPLATE),
-    Layout.idefics3: _Tokens(
-        TURN_START,
-        IDEFICS3_TURN_END,
-        IDEFICS3_IMAGE_TOKEN,
-        (
-            *grid_tokens(Layout.idefics3),
-            IDEFICS3_GLOBAL_IMAGE_TOKEN,
-            IDEFICS3_BESIDE_TILE_TOKEN,
-            IDEFICS3_IMAGE_TOKEN,
-        ),
-        IDEFICS3_CHAT_TEMPLATE,
-    ),
-}
+from vlmkit.special_tokens import LAYOUT_TOKENS, TURN_END, TURN_START
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +27,17 @@ class ChatTokenizer:
     @property
     def turn_start_id(self) -> int:
         """What a message starts with; in the layout idefics3 a whole conversation."""
-        return self.special_ids[_TOKENS[self.layout].turn_start]
+        return self.special_ids[LAYOUT_TOKENS[self.layout].turn_start]
 
     @property
     def turn_end_id(self) -> int:
         """What a message ends with."""
-        return self.special_ids[_TOKENS[self.layout].turn_end]
+        return self.special_ids[LAYOUT_TOKENS[self.layout].turn_end]
 
     @property
     def image_token(self) -> str:
         """What stands for one feature of a tile."""
-        return _TOKENS[self.layout].image
+        return LAYOUT_TOKENS[self.layout].image
 
     @property
     def image_id(self) -> int:
@@ -113,7 +47,7 @@ class ChatTokenizer:
     @property
     def chat_template(self) -> str:
         """How a conversation is written, for transformers."""
-        return _TOKENS[self.layout].chat_template
+        return LAYOUT_TOKENS[self.layout].chat_template
 
     @property
     def pad_id(self) -> int:
@@ -160,7 +94,7 @@ def load_tokenizer(name: str, layout: Layout = Layout.nanovlm) -> ChatTokenizer:
 
 def make_chat_tokenizer(hf: PreTrainedTokenizerBase, layout: Layout) -> ChatTokenizer:
     """Give a transformers tokenizer the special tokens and the template of a layout, in place."""
-    tokens = _TOKENS[layout]
+    tokens = LAYOUT_TOKENS[layout]
     num_known = len(hf)
     if layout is Layout.idefics3:
         # As the checkpoint's processor uses them: a prompt that starts with the first gets no second one.

@@ -2,16 +2,17 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors import safe_open
 
-from vlmkit.config import RATING_AXES, SCHEMAS, DatasetConfig, HubConfig, PackingConfig, TrainConfig
+from vlmkit.config import RATING_AXES, SCHEMAS, DatasetConfig, HubConfig, ModelConfig, PackingConfig, TrainConfig
 from vlmkit.local_files import parts_of
 from vlmkit.paths import RunPaths, whole_file
+from vlmkit.pretrained.files import HUB_ID
 from vlmkit.redact import redact
 from vlmkit.tracking.jsonl import read_rows
 
@@ -23,9 +24,7 @@ RESULTS = {
 }
 
 
-def write_card(
-    config: TrainConfig, paths: RunPaths, step: int, tokens: int, data: str, base_models: Sequence[str] = ()
-) -> None:
+def write_card(config: TrainConfig, paths: RunPaths, step: int, tokens: int, data: str) -> None:
     """Write README.md into a checkpoint of a run; its licence is left to be filled in.
 
     Args:
@@ -34,7 +33,6 @@ def write_card(
         step: Of the checkpoint.
         tokens: That the run trained on up to it.
         data: One line about what was read.
-        base_models: Repositories whose weights the run began with.
     """
     checkpoint = paths.checkpoint(step)
     last = _last_values(read_rows(paths.metrics))
@@ -53,7 +51,8 @@ def write_card(
         step=step,
         tokens=tokens,
         data=data.replace("|", r"\|"),
-        base_models=base_models,
+        began_from=_began_from(config.model),
+        base_models=[name.partition("@")[0] for name in _began_from(config.model) if HUB_ID.fullmatch(name)],
         datasets=_hub_datasets(config.dataset),
         minima=", ".join(f"{axis} {low}" for axis, low in zip(RATING_AXES, config.filter.minima, strict=True)),
         filtered=last.get("run_stats/filtered_ratio"),
@@ -78,6 +77,12 @@ def _last_values(rows: Iterable[dict[str, Any]]) -> dict[str, float | None]:
     for row in rows:
         last |= row
     return last
+
+
+def _began_from(model: ModelConfig) -> list[str]:
+    """The names of the pretrained weights that a run began with."""
+    names = (model.init_from, model.vision.pretrained, model.language.pretrained)
+    return [name for name in names if name is not None]
 
 
 def _hub_datasets(config: DatasetConfig) -> list[str]:

@@ -1,6 +1,5 @@
 """The last checkpoint of a run for others: its model card, and if asked for a repository of the Hugging Face hub."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -19,7 +18,6 @@ def publish(
     tokens: int,
     data: str,
     screen: Screen,
-    base_models: Sequence[str] = (),
 ) -> None:
     """Write the card of the run's last checkpoint, and upload that if ``push_to_hub`` names a repository.
 
@@ -28,7 +26,7 @@ def publish(
     Raises:
         UserError: The upload failed.
     """
-    write_card(config, paths, step, tokens, data, base_models)
+    write_card(config, paths, step, tokens, data)
     if config.push_to_hub:
         screen.say(f"uploaded    {push(paths.checkpoint(step), config.push_to_hub)}")
 
