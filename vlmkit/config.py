@@ -201,6 +201,12 @@ class ModelConfig:
         )
 
     @property
+    def pretrained(self) -> list[str]:
+        """The names of all weights that are read."""
+        names = (self.init_from, self.vision.pretrained, self.language.pretrained)
+        return [name for name in names if name is not None]
+
+    @property
     def tokens_per_tile(self) -> int:
         """Image tokens that stand for one tile in the text."""
         return (self.vision.tile_size // self.vision.patch_size // self.pixel_shuffle_factor) ** 2

@@ -82,7 +82,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
             build_tracker(config.logger, paths, plain_config(config), start.step, ranks.is_main, screen.say)
         )
         if ranks.is_main:
-            record_start(paths, start.step, ranks.world_size, str(ranks.device))
+            record_start(paths, start.step, ranks.world_size, str(ranks.device), config.model.pretrained)
         screen.banner("vlmkit.train", describe_run(config, paths, model, data, start, ranks))
 
         known_bad = data.bad if ranks.is_main else ()

@@ -5,6 +5,7 @@ safetensors are fetched: no code, and no pickled weights, which could run code.
 """
 
 import re
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,6 +40,12 @@ def find_folder(name: str, key: str, with_weights: bool = False) -> Path:
     if not match:
         raise ConfigError(f"{key}={name}: must be a folder that is there, or a hub id org/name[@revision]")
     return _fetch(match["repo"], match["revision"], f"{key}={name}", with_weights)
+
+
+def find_commits(names: Iterable[str]) -> dict[str, str]:
+    """Which commit of each hub repository is used; folders on this machine have none."""
+    on_hub = [name for name in names if HUB_ID.fullmatch(name) and not Path(name).expanduser().is_dir()]
+    return {name: find_folder(name, "pretrained").name for name in on_hub}
 
 
 def require_weights(name: str, key: str) -> None:

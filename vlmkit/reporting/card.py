@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors import safe_open
 
-from vlmkit.config import RATING_AXES, SCHEMAS, DatasetConfig, HubConfig, ModelConfig, PackingConfig, TrainConfig
+from vlmkit.config import RATING_AXES, SCHEMAS, DatasetConfig, HubConfig, PackingConfig, TrainConfig
 from vlmkit.local_files import parts_of
 from vlmkit.paths import RunPaths, whole_file
 from vlmkit.pretrained.files import HUB_ID
@@ -51,8 +51,8 @@ def write_card(config: TrainConfig, paths: RunPaths, step: int, tokens: int, dat
         step=step,
         tokens=tokens,
         data=data.replace("|", r"\|"),
-        began_from=_began_from(config.model),
-        base_models=[name.partition("@")[0] for name in _began_from(config.model) if HUB_ID.fullmatch(name)],
+        began_from=config.model.pretrained,
+        base_models=[name.partition("@")[0] for name in config.model.pretrained if HUB_ID.fullmatch(name)],
         datasets=_hub_datasets(config.dataset),
         minima=", ".join(f"{axis} {low}" for axis, low in zip(RATING_AXES, config.filter.minima, strict=True)),
         filtered=last.get("run_stats/filtered_ratio"),
@@ -77,12 +77,6 @@ def _last_values(rows: Iterable[dict[str, Any]]) -> dict[str, float | None]:
     for row in rows:
         last |= row
     return last
-
-
-def _began_from(model: ModelConfig) -> list[str]:
-    """The names of the pretrained weights that a run began with."""
-    names = (model.init_from, model.vision.pretrained, model.language.pretrained)
-    return [name for name in names if name is not None]
 
 
 def _hub_datasets(config: DatasetConfig) -> list[str]:

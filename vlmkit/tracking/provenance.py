@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from vlmkit.paths import RunPaths, whole_file
+from vlmkit.pretrained.files import find_commits
 from vlmkit.redact import redact
 
 PACKAGES = (
@@ -28,8 +30,10 @@ PACKAGES = (
 )
 
 
-def record_start(paths: RunPaths, resumed_step: int, world_size: int, device: str) -> None:
-    """Add this start to provenance.json."""
+def record_start(
+    paths: RunPaths, resumed_step: int, world_size: int, device: str, pretrained: Iterable[str] = ()
+) -> None:
+    """Add this start to provenance.json; the first one tells which commits of the hub its weights are."""
     starts = json.loads(paths.provenance.read_text())["starts"] if paths.provenance.exists() else []
     starts.append(
         {
@@ -42,6 +46,7 @@ def record_start(paths: RunPaths, resumed_step: int, world_size: int, device: st
             "hardware": hardware(),
             "world_size": world_size,
             "device": device,
+            **({} if resumed_step else {"pretrained_commits": find_commits(pretrained)}),
         }
     )
     with whole_file(paths.provenance) as temporary:
