@@ -215,6 +215,7 @@ def _fill(
         tiles=torch.from_numpy(rng.integers(0, 256, (num_tiles, side, side, 3), np.uint8)),
         num_samples=sum(map(len, packs)),
         num_images=sum(map(len, packs)),
+        num_pairs=sum(tokens * (tokens + 1) // 2 for pack in packs for tokens, _ in pack),
     )
 
 
@@ -268,7 +269,7 @@ def measure(name: str, variant: Variant, steps: int, with_profile: bool) -> Resu
         seconds.append(clock() - started)
     grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
     timed = batches[WARM_UP:]
-    works = [Work.of(replace(batch, position_ids=_own_positions(batch))) for batch in timed]
+    works = [Work.of(batch) for batch in timed]
     total, tokens = sum(seconds[WARM_UP:]), sum(work.tokens for work in works)
     return Result(
         model=name,
@@ -291,15 +292,6 @@ def build(shape: Shape, variant: Variant) -> PackedVLM:
     model = PackedVLM(hf, ImageLayout.from_config(shape.model), variant.attention or Attention.sdpa)
     wrap_layers(model, compiled=variant.compiled, recomputed=variant.recomputed)
     return model.to("cuda" if GPU else "cpu").train()
-
-
-def _own_positions(batch: Batch) -> torch.Tensor:
-    """Positions from 0 in every sample, as the necessary work is counted, whatever the batch was laid out for."""
-    positions = torch.zeros_like(batch.position_ids)
-    for row, segments in enumerate(batch.segment_ids):
-        for segment in range(int(segments.max()) + 1):
-            positions[row, segments == segment] = torch.arange(int((segments == segment).sum()))
-    return positions
 
 
 def share_of_peak(model: PackedVLM, works: Sequence[Work], seconds: float) -> float | None:

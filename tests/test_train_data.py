@@ -136,5 +136,6 @@ def test_a_place_in_other_data_is_refused_with_the_key(data: Path, tmp_path: Pat
     assert other.returncode == 1
     assert errors.strip() == (
         f"error: {checkpoint}: its place in the data belongs to another config: "
-        "filter.relevance_min_rating=2 there, 3 here"
+        f"filter.relevance_min_rating=2 there, 3 here; model.init_from={checkpoint} takes the weights alone and begins "
+        "at step 1"
     )

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlmkit.config import Precision, Sharding, TrainerConfig
@@ -34,15 +34,16 @@ class Ranks:
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
         self.precision = "bf16" if bf16 else "fp32"
-        self.sharding = config.sharding
+        self.sharding = config.sharding if self.world_size > 1 else Sharding.ddp
         _check_world_size(config.num_processes, self.world_size)
         torch.manual_seed(seed)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._accelerator.end_training()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:  # on a GPU the processes part together: one that fails alone would wait for the others
+            self._accelerator.end_training()
 
     @property
     def rank(self) -> int:
@@ -77,10 +78,10 @@ class Ranks:
         """
         model.to(self.device)
         if self.sharding is Sharding.fsdp2:
-            dtype = torch.bfloat16 if self.precision == "bf16" else None
-            policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
             for block in (*blocks, model):
-                fully_shard(block, mp_policy=policy)
+                # Weights travel in fp32 and autocast does the rest, as with DDP. The outermost part is let go after a
+                # forward pass too, which PyTorch leaves out: after a validation gathered weights would be saved.
+                fully_shard(block, reshard_after_forward=True)
             return model
         wrapped: nn.Module = self._accelerator.prepare(model)
         return wrapped
@@ -168,6 +169,13 @@ def _check_world_size(asked: int | None, got: int) -> None:
     """Refuse to train alone what was meant for several processes."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise ConfigError(f"trainer.sharding: accelerate is told to shard; use trainer.sharding={Sharding.fsdp2.value}")
+    # What torchrun and srun tell each of their processes.
+    started = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+    if started > 1 and started != got:
+        raise ConfigError(
+            f"{started} processes were started, but each trains alone: srun must set RANK, WORLD_SIZE, LOCAL_RANK, "
+            "MASTER_ADDR and MASTER_PORT for them, or start one torchrun on each node"
+        )
     if asked is not None and asked != got:
         raise ConfigError(
             f"trainer.num_processes={asked}: there are {got}; start them with torchrun --nproc-per-node={asked} "

@@ -12,10 +12,16 @@ T = TypeVar("T")
 
 HIDDEN = "***"
 MIN_LENGTH = 8  # a shorter value (a number of keys, "true") is part of too much that is no secret
-SECRET_NAME = re.compile(r"(^|_|-)(api_?key|key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"((^|[_-])(api_?key|key|pat|pass)|[_-]pwd|token|secret|passw(or)?d|passphrase|credentials?|webhook)$",
+    re.IGNORECASE,
+)
 PATTERNS = (
     (re.compile(r"(://)[^/\s@]+@"), rf"\1{HIDDEN}@"),  # user:password@ of a URL
-    (re.compile(r"((?:key|token|secret|password|passwd|sig)=)[^\s&'\",]{8,}", re.IGNORECASE), rf"\1{HIDDEN}"),
+    (
+        re.compile(r"((?:key|token|secret|password|passwd|sig|signature|credential)=)[^\s&'\",]{8,}", re.IGNORECASE),
+        rf"\1{HIDDEN}",
+    ),
     # Hugging Face, wandb, GitHub, OpenAI and its like, AWS, Slack
     (re.compile(r"\b(?:hf_|wandb_v\d_|gh[pousr]_|github_pat_|sk-|AKIA|xox[a-z]-)[\w-]{12,}"), HIDDEN),
 )

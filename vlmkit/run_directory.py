@@ -147,6 +147,11 @@ def claim(paths: RunPaths, config: TrainConfig) -> Iterator[None]:
         yield
 
 
+def begun_from(paths: RunPaths) -> str:
+    """Where the run in a claimed directory began: auto, never, or the checkpoint that its first start named."""
+    return str(_read_config(paths)["resume"])
+
+
 def _read_config(paths: RunPaths) -> dict[str, Any]:
     """What config.yaml holds."""
     try:

@@ -16,7 +16,7 @@ from vlmkit import entry, run_directory
 from vlmkit.config import TrainConfig
 from vlmkit.paths import RunPaths
 from vlmkit.preflight import check_training
-from vlmkit.run_directory import choose_run_dir, claim, plain_config
+from vlmkit.run_directory import begun_from, choose_run_dir, claim, plain_config
 
 
 def train(config: TrainConfig, paths: RunPaths) -> None:
@@ -50,7 +50,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         WatchBadSteps,
     )
     from vlmkit.training.checkpoint import Checkpoints, choose_start
-    from vlmkit.training.loop import Callback, Trainer, run_steps
+    from vlmkit.training.loop import Callback, Progress, Trainer, run_steps
     from vlmkit.training.summary import describe_run, last_words, what_was_met
     from vlmkit.training.throughput import Throughput
 
@@ -61,7 +61,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         ranks = stack.enter_context(Ranks(config.trainer, config.seed))
         screen = Screen(ranks.is_main)
         stack.enter_context(ranks.on_main(claim(paths, config)))
-        begin_from = ranks.run_on_main(lambda: choose_start(paths, config.resume, total))
+        begin_from = ranks.run_on_main(lambda: choose_start(paths, begun_from(paths), config.resume, total))
 
         tokenizer = load_tokenizer(config.model.tokenizer, config.model.image.layout)
         layout = ImageLayout.from_config(config.model)
@@ -85,22 +85,25 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
             record_start(paths, start.step, ranks.world_size, str(ranks.device), config.model.pretrained)
         screen.banner("vlmkit.train", describe_run(config, paths, model, data, start, ranks))
 
-        known_bad = data.bad if ranks.is_main else ()
-        bad_samples = WatchBadSamples(paths.bad_samples, config.dataset.max_bad_share, known_bad, start.step)
+        bad_samples = WatchBadSamples(paths.bad_samples, config.dataset.max_bad_share, data.bad, start.step, ranks)
         throughput = Throughput(model.hf.config, trainer.optimizer, ranks)
         validate = Validate(model, data.validation, interval, total, tracker, screen, ranks)
+
+        def save(progress: Progress) -> None:
+            tracker.flush()  # first: a run that goes on from the checkpoint does not write these rows again
+            checkpoints.save(progress)
+
         with StepBar(screen, total, start.step, config.trainer.stats_log_interval) as bar:
             callbacks: list[Callback] = [
-                WatchBadSteps(paths.bad_steps, config.trainer.on_bad_step, start.step, screen, ranks),
+                WatchBadSteps(paths.bad_steps, config.trainer.on_bad_step, start, save, screen, ranks),
                 LogMetrics(tracker, screen, config, data.counts, throughput),
                 bad_samples,
                 ShowProgress(bar, total),
                 validate,
-                SaveCheckpoints(tracker, checkpoints.save, validate.loss_at, interval, total),
+                SaveCheckpoints(save, validate.loss_at, interval, total),
             ]
             end = run_steps(trainer, data.steps_from(start.position), start, callbacks, stop, ranks)
-        tracker.flush()
-        checkpoints.save(end)
+        save(end)
         checkpoints.finish()
         if end.step == total and config.trainer.final_test and data.test:
             done = ranks.run_on_main(lambda: load_test(paths, total)) if start.step == total else None

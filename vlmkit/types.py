@@ -73,7 +73,7 @@ class Batch:
     tiles: torch.Tensor  # uint8 [I, H, W, 3], in the order of their tokens
     num_samples: int
     num_images: int
-    num_pairs: int = 0  # of a query and a key that it sees: of a sample of n tokens n (n + 1) / 2
+    num_pairs: int  # of a query and a key that it sees: of a sample of n tokens n (n + 1) / 2
     names: tuple[tuple[str, ...], ...] = ()  # of the samples of each pack
     digest: int = 0  # of names and ids, whatever the padding and however the packs are split: see add_digests
     bad: tuple[BadSampleError, ...] = ()  # samples that were to be in it and could not be read

@@ -58,6 +58,7 @@ def test_what_is_trained_has_nanovlm_s_loss(checkpoint: Checkpoint, case: int) -
         tiles=as_uint8(case),
         num_samples=1,
         num_images=1,
+        num_pairs=0,
     )
     with torch.no_grad():
         loss = PackedVLM(checkpoint.model, checkpoint.layout)(batch) / (ids.shape[1] - 1)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tests.training.steps import batch_of, build_trainer, encoder_of, small_config, step_of
-from vlmkit.config import TrainConfig
+from vlmkit.config import Precision, TrainConfig
 from vlmkit.data.loader import Shard
 from vlmkit.data.plan import Position
 from vlmkit.distributed import Ranks
@@ -46,25 +46,29 @@ def train(config: TrainConfig, paths: RunPaths, steps: Sequence[Any], record: Re
     """Go on from the newest checkpoint to the end of these steps, save, validate."""
     ranks = Ranks(config.trainer, config.seed)
     encoder, world = encoder_of(config), ranks.world_size
-    begin_from = ranks.run_on_main(lambda: choose_start(paths, "auto", 100))
-    trainer, ranks = build_trainer(config, torch.float64, begin_from)
+    begin_from = ranks.run_on_main(lambda: choose_start(paths, "auto", "auto", 100))
+    dtype = torch.float32 if config.trainer.precision is Precision.bf16 else torch.float64
+    trainer, ranks = build_trainer(config, dtype, begin_from)
     checkpoints = Checkpoints(paths, config.trainer, trainer, encoder.tokenizer, encoder.layout, ranks, {})
     start = checkpoints.restore(begin_from, Position())
     own = [step_of(encoder, *shares[ranks.rank :: world], step=number) for number, shares in enumerate(steps, 1)]
     with StopSignal() as stop:
         end = run_steps(trainer, iter(own[start.step :]), start, [record], stop, ranks)
-    checkpoints.save(end)
     held_out = Shard(ranks.rank, world, 1, 1).equal_share(HELD_OUT)
-    return end, compute_val_loss(trainer.model, [batch_of(encoder, [pack]) for pack in held_out], ranks)
+    val_loss = compute_val_loss(trainer.model, [batch_of(encoder, [pack]) for pack in held_out], ranks)
+    checkpoints.save(end)  # after a validation, as in a run: it must not leave gathered weights behind
+    return end, val_loss
 
 
 def results(folder: Path, *overrides: str) -> dict[str, Any]:
-    """Two steps and a checkpoint, then a third step; every process but the first has a fourth."""
-    config, paths, record = small_config(*overrides), RunPaths(folder), Record()
+    """Two steps and a checkpoint, then a third step; every process but the first has a fourth. And all in one go."""
+    config, paths, record, whole = small_config(*overrides), RunPaths(folder), Record(), Record()
     train(config, paths, STEPS[:2], record)
     rank = Ranks(config.trainer, config.seed).rank
     end, val_loss = train(config, paths, STEPS + STEPS[:1] * (rank > 0), record)
-    return {"steps": record.steps, "end": end.step, "val_loss": val_loss}
+    train(config, RunPaths(folder / "whole"), STEPS, whole)
+    exact = record.steps == whole.steps
+    return {"steps": record.steps, "end": end.step, "val_loss": val_loss, "exact": exact}
 
 
 if __name__ == "__main__":

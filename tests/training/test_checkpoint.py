@@ -61,7 +61,7 @@ def test_a_restored_trainer_goes_on_bit_for_bit(paths: RunPaths) -> None:
     expected = train_one(trainer, config, 2), torch.rand(3)
 
     again, restored = open_checkpoints(paths, config)
-    folder = choose_start(paths, "auto", 100)
+    folder = choose_start(paths, "auto", "auto", 100)
     assert folder is not None
     load_checkpoint_weights(restored.model.hf, folder)
     progress = again.restore(folder, Position())

@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training.steps import batch_of, build_trainer, encoder_of, small_config, step_of
+from vlmkit.config import OnBadStep
 from vlmkit.data.loader import StepBatches
 from vlmkit.data.plan import Position
+from vlmkit.errors import UserError
 from vlmkit.interrupt import StopSignal
 from vlmkit.processing.chat import ChatEncoder
+from vlmkit.tracking.console import Screen
+from vlmkit.training.callbacks import WatchBadSteps
 from vlmkit.training.loop import Progress, Trainer, find_fault, run_steps
-from vlmkit.training.totals import LossLevel
+from vlmkit.training.totals import LossLevel, Totals
 
 NORMS = {"vision": 1.0, "language": 2.0}
 
@@ -83,7 +88,7 @@ def test_a_bad_step_changes_the_weights_only_if_it_is_to(encoder: ChatEncoder, a
     assert "more than 2.0 above its mean of 0.100" in stats.fault
     assert len(stats.names) == 2
     assert any(not torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True)) == changes
-    assert Progress(40, stats.position).totals.after(stats.sums, stats.counts).run.bad_steps == 1
+    assert Progress(40, stats.position).totals.after(stats.sums, stats.counts, 0).run.bad_steps == int(not changes)
 
 
 def test_what_is_no_number_is_a_fault_of_its_part() -> None:
@@ -100,6 +105,17 @@ def test_the_level_is_the_mean_of_the_last_losses() -> None:
     assert level_of(*[3.0] * 25).mean == pytest.approx(3.0)
     assert level_of(*[9.0] * 100, *[1.0] * 400).mean == pytest.approx(1.0, abs=0.01)
     assert level_of(1.0).mean == math.inf
+
+
+def test_what_was_reached_before_a_bad_step_is_saved_before_the_run_ends(encoder: ChatEncoder, tmp_path: Path) -> None:
+    trainer, ranks = build_trainer(small_config())
+    steps = [StepBatches([batch_of(encoder, [[number]])], Position(0, number + 1)) for number in range(25)]
+    start = Progress(0, Position(), Totals(level=level_of(*[0.1] * 30)))
+    saved: list[Progress] = []
+    watch = WatchBadSteps(tmp_path / "bad.jsonl", OnBadStep.stop, start, saved.append, Screen(False), ranks)
+    with StopSignal() as stop, pytest.raises(UserError, match=r"step 1: the loss is .*; its 1 samples are named in"):
+        run_steps(trainer, iter(steps), start, [watch], stop, ranks)
+    assert saved == [start]
 
 
 def test_a_run_ends_where_its_data_end(encoder: ChatEncoder) -> None:

@@ -55,9 +55,8 @@ def test_processes_train_like_one(
     """float64: losses, gradients, the order of data, resuming, validation, and the end where one has no more data."""
     asked = (f"trainer.sharding={sharding}", f"trainer.num_processes={num_processes}")
     done = torchrun(num_processes, "-m", "tests.training.ranks", str(tmp_path), *asked)
-    assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    found = json.loads(line.removeprefix("RESULT "))
+    found = result_of(done)
+    assert found["exact"] and one_process["exact"]
     assert found["end"] == one_process["end"] == len(STEPS)
     assert found["val_loss"] == pytest.approx(one_process["val_loss"], rel=1e-9)
     assert len(found["steps"]) == len(STEPS)
@@ -65,6 +64,31 @@ def test_processes_train_like_one(
         assert step.pop("data_hash") == expected["data_hash"]
         assert step == pytest.approx({key: expected[key] for key in step}, rel=1e-9)
     torch.testing.assert_close(saved_weights(tmp_path), one_process["weights"], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_in_bf16_saves_its_float32_weights_and_goes_on_exactly(tmp_path: Path) -> None:
+    asked = ("trainer.sharding=fsdp2", "trainer.precision=bf16")
+    assert result_of(torchrun(2, "-m", "tests.training.ranks", str(tmp_path), *asked))["exact"]
+    assert {weight.dtype for weight in saved_weights(tmp_path).values()} == {torch.float32}
+
+
+def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """What the first process found."""
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
+    return found
+
+
+def test_processes_that_were_started_together_and_do_not_know_each_other_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As srun starts them without a rendezvous: each would train alone."""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    config = small_config()
+    with pytest.raises(ConfigError, match="2 processes were started, but each trains alone"):
+        Ranks(config.trainer, config.seed)
 
 
 def test_another_number_of_processes_than_asked_for_is_refused() -> None:

@@ -179,5 +179,7 @@ def _with_new_rows(kept_VD: torch.Tensor, num_rows: int, std: float) -> torch.Te
     row were not there.
     """
     num_new = num_rows - len(kept_VD)
+    if not num_new:
+        return kept_VD
     mean_D = kept_VD.float().mean(0)
     return torch.cat([kept_VD.float(), mean_D + std * torch.randn(num_new, len(mean_D))])

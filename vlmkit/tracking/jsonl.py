@@ -65,13 +65,21 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def keep_lines_up_to(path: Path, step: int, step_key: str) -> None:
-    """Rewrite a file of JSON objects without later steps and without a half-written last line.
+    """Rewrite a file of JSON objects without later steps, and without what a crash left of its end.
 
-    A line that has no step stays.
+    A line that has no step stays. What is no object ends the file: lines up to a checkpoint were on disk before it.
     """
-    with path.open(encoding="utf-8") as old, whole_file(path) as temporary, temporary.open("w") as new:
+    with (
+        path.open(encoding="utf-8", errors="replace") as old,
+        whole_file(path) as temporary,
+        temporary.open("w") as new,
+    ):
         for line in old:
-            if line.endswith("\n") and json.loads(line).get(step_key, step) <= step:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if line.endswith("\n") and row.get(step_key, step) <= step:
                 new.write(line)
 
 

@@ -55,7 +55,7 @@ class LogMetrics:
             self._warn(window)
         if (epoch := stats.ended_epoch) is not None:
             metrics |= {
-                "epoch": float(stats.position.epoch - 1),
+                "epoch": float(stats.epochs - 1),
                 "epoch_loss": epoch.mean_loss,
                 "epoch_duration": epoch.seconds,
                 "epoch_tokens_per_second": epoch.tokens / epoch.seconds,
@@ -101,14 +101,33 @@ class WatchBadSteps:
 
     MOST_IN_A_ROW = 20  # then something else than the samples is wrong
 
-    def __init__(self, path: Path, action: OnBadStep, resumed_step: int, screen: Screen, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        path: Path,
+        action: OnBadStep,
+        start: Progress,
+        save: Callable[[Progress], None],
+        screen: Screen,
+        ranks: Ranks,
+    ) -> None:
+        """Begin the file, or take out what a stopped run met after the step that it goes on from.
+
+        Args:
+            path: The file.
+            action: What is done about a bad step, besides.
+            start: What the run goes on from.
+            save: Saves what was reached before a bad step that ends the run.
+            screen: Gets a line for each.
+            ranks: The processes.
+        """
         self._path = path
         self._action = action
+        self._before = start
+        self._save = save
         self._screen = screen
         self._ranks = ranks
-        self._in_a_row = 0
         if ranks.is_main and path.exists():
-            keep_lines_up_to(path, resumed_step, "step")
+            keep_lines_up_to(path, start.step, "step")
 
     def after_step(self, stats: StepStats) -> None:
         """Write it down.
@@ -116,7 +135,7 @@ class WatchBadSteps:
         Raises:
             UserError: The step is bad, and the run is to stop, or there were too many in a row.
         """
-        self._in_a_row = self._in_a_row + 1 if stats.fault else 0
+        before, self._before = self._before, Progress(stats.step, stats.position, stats.totals)
         if stats.fault is None:
             return
         samples = self._ranks.gather(list(stats.names))
@@ -127,9 +146,10 @@ class WatchBadSteps:
                 file.write(redact(json.dumps(line)) + "\n")
         what = f"step {stats.step}: {stats.fault}; its {len(samples)} samples are named in {self._path}"
         if self._action is OnBadStep.stop:
+            self._save(before)
             raise UserError(f"{what}; trainer.on_bad_step=skip goes on without such steps")
-        if self._in_a_row == self.MOST_IN_A_ROW:
-            raise UserError(f"{what}; that makes {self._in_a_row} bad steps in a row: lower the learning rates?")
+        if stats.totals.bad_in_a_row == self.MOST_IN_A_ROW:
+            raise UserError(f"{what}; that makes {self.MOST_IN_A_ROW} bad steps in a row: lower the learning rates?")
         self._screen.say(f"warning: {what}")
 
 
@@ -138,23 +158,30 @@ class WatchBadSamples:
 
     ENOUGH = 200  # samples from which on the share means something
 
-    def __init__(self, path: Path, max_share: float, known: Sequence[BadSampleError], resumed_step: int) -> None:
+    def __init__(
+        self, path: Path, max_share: float, known: Sequence[BadSampleError], resumed_step: int, ranks: Ranks
+    ) -> None:
         """Begin the file, or take out what a stopped run met after the step that it goes on from.
 
         Args:
             path: The file.
             max_share: Of the samples that have been read.
-            known: What this process writes down of what is known before the first step.
+            known: What is known before the first step.
             resumed_step: 0 at the start.
+            ranks: The processes; the main one begins the file.
         """
         self._path = path
         self._max_share = max_share
         self._reasons: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()  # by this process since it started, by reason
-        if path.exists():
-            keep_lines_up_to(path, resumed_step, "step")
+        ranks.run_on_main(lambda: self._begin(known, resumed_step))
+
+    def _begin(self, known: Sequence[BadSampleError], resumed_step: int) -> None:
         if resumed_step == 0:
+            self._path.unlink(missing_ok=True)
             self._name(0, known)
+        elif self._path.exists():
+            keep_lines_up_to(self._path, resumed_step, "step")
 
     def after_step(self, stats: StepStats) -> None:
         """Write down this process's; count those of all.
@@ -245,20 +272,17 @@ class SaveCheckpoints:
 
     def __init__(
         self,
-        tracker: Trackers,
         save: Callable[[Progress], None],
         val_loss_at: Callable[[int], float | None],
         interval: int,
         last_step: int,
     ) -> None:
-        self._tracker = tracker
         self._save = save
         self._val_loss_at = val_loss_at
         self._interval = interval
         self._last_step = last_step
 
     def after_step(self, stats: StepStats) -> None:
-        """Save, if it is due; first the step's row, as a run that goes on from a checkpoint does not write it again."""
+        """Save, if it is due."""
         if stats.step % self._interval == 0 or stats.step == self._last_step:
-            self._tracker.flush()
             self._save(Progress(stats.step, stats.position, stats.totals, self._val_loss_at(stats.step)))

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -120,11 +121,14 @@ class Checkpoints:
         state = folder / TRAINER_STATE
         try:
             progress = json.loads((state / PROGRESS_FILE).read_text())
+            self._check_precision(progress["precision"])
             load_optimizer_state(self._optimizer, _load_tensors(state / OPTIMIZER_FILE))
             restore_rng(_load_tensors(state / RNG_FILE), self._ranks)
             position = position_from_json(progress["position"])
             totals = Totals.from_json(progress["totals"])
             data_keys = dict(progress["data_keys"])
+        except ConfigError:
+            raise
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, UnpicklingError) as error:
             raise damaged(folder, error) from error
         for key in self._data_keys | data_keys:
@@ -136,6 +140,14 @@ class Checkpoints:
                 )
         self._newest_step = progress["step"]
         return Progress(progress["step"], position, totals)
+
+    def _check_precision(self, saved: str) -> None:
+        """Raise ConfigError if the run would go on in other arithmetic."""
+        if saved != self._ranks.precision:
+            raise ConfigError(
+                f"trainer.precision={self._config.precision.value}: is {self._ranks.precision} on this machine, but "
+                f"the run was trained in {saved}; trainer.precision={saved} goes on with that"
+            )
 
     def _snapshot(self, progress: Progress) -> _Snapshot:
         """The state now, gathered from all processes; the next step does not change it."""
@@ -183,6 +195,7 @@ class Checkpoints:
         written = {
             "step": progress.step,
             "val_loss": progress.val_loss,
+            "precision": self._ranks.precision,
             "position": position_to_json(progress.position),
             "totals": asdict(progress.totals),
             "data_keys": self._data_keys,
@@ -190,23 +203,29 @@ class Checkpoints:
         (state / PROGRESS_FILE).write_text(json.dumps(written, separators=(",", ":")) + "\n")
 
 
-def choose_start(paths: RunPaths, resume: str, max_steps: int) -> Path | None:
-    """Remove what is half-written, then find what to go on from: the run's newest, else what ``resume`` names, or None.
+def choose_start(paths: RunPaths, begun_from: str, resume: str, max_steps: int) -> Path | None:
+    """Remove what is half-written, then find what to go on from: the run's newest checkpoint, else where it began.
+
+    Args:
+        paths: The run.
+        begun_from: What the run's first start said of ``resume``: a run that was killed early begins there again.
+        resume: What this start says.
+        max_steps: Of the run.
 
     Raises:
-        ConfigError: ``resume`` is never and the run has checkpoints, or names one past the last step.
-        UserError: The one that it names does not say its step.
+        ConfigError: ``resume`` is never and the run has checkpoints, or it begins past the last step.
+        UserError: The checkpoint that it begins from does not say its step.
     """
     remove_half_written(paths)
     newest = paths.newest_checkpoint
     if newest and resume == "never":
         raise ConfigError(f"resume=never: {paths.root} has checkpoints; choose another run_dir")
-    if newest or resume in ("auto", "never"):
+    if newest or begun_from in ("auto", "never"):
         return newest
-    named = Path(resume).expanduser()
+    named = Path(begun_from).expanduser()
     step = _read_progress(named)["step"]
     if step >= max_steps:
-        raise ConfigError(f"resume={resume}: is at step {step}; trainer.max_training_steps={max_steps}")
+        raise ConfigError(f"resume={begun_from}: is at step {step}; trainer.max_training_steps={max_steps}")
     return named
 
 
@@ -225,17 +244,23 @@ def remove_surplus(paths: RunPaths, config: TrainerConfig) -> None:
     if config.keep_every:
         keep |= {step for step in found if step % config.keep_every == 0}
     if config.keep_best:
-        losses = {step: _read_progress(folder)["val_loss"] for step, folder in found.items()}
-        known = {step: loss for step, loss in losses.items() if loss is not None}
-        keep |= {min(known, key=lambda step: known[step])} if known else set()
+        known = [(loss, step) for step, folder in found.items() if (loss := _val_loss(folder)) is not None]
+        keep |= {step for _, step in sorted(known)[:1]}
     for step in found.keys() - keep:
         hidden = found[step].with_name(f".{found[step].name}.tmp")
-        found[step].rename(hidden)  # a removal that is killed leaves nothing that looks whole
-        shutil.rmtree(hidden)
+        with suppress(OSError):  # the next start removes it
+            found[step].rename(hidden)  # a removal that is killed leaves nothing that looks whole
+            shutil.rmtree(hidden)
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Take moments and step counts; rates and the like stay as configured. Each process takes its part of a tensor."""
+    here, there = ([group["name"] for group in groups] for groups in (optimizer.param_groups, saved["param_groups"]))
+    if here != there:
+        raise ConfigError(
+            f"optimizer.lr_*: {', '.join(here)} are trained here, {', '.join(there)} in the checkpoint; "
+            "model.init_from= takes its weights alone"
+        )
     configured = [_hyperparameters(group) for group in optimizer.param_groups]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, state in saved["state"].items():
@@ -268,8 +293,8 @@ def damaged(folder: Path, error: Exception) -> UserError:
     """The error of a checkpoint that cannot be read."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return UserError(
-        f"{folder}: cannot resume from this checkpoint: {lines[-1].strip()}; without it the run goes on from the one "
-        "before"
+        f"{folder}: cannot resume from this checkpoint: {lines[-1].strip()}; without its newest one a run goes "
+        "on from the one before"
     )
 
 
@@ -279,6 +304,15 @@ def _read_progress(folder: Path) -> dict[str, Any]:
         return {"step": int(progress["step"]), "val_loss": progress["val_loss"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(folder, error) from error
+
+
+def _val_loss(folder: Path) -> float | None:
+    """The validation loss of a checkpoint; None if it is not known, as where only weights were kept."""
+    try:
+        loss: float | None = _read_progress(folder)["val_loss"]
+    except UserError:
+        return None
+    return loss
 
 
 def _save_tensors(value: object, path: Path) -> None:

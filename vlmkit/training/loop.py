@@ -69,6 +69,7 @@ class StepStats:
     fault: str | None  # why the loss or the gradient cannot be
     learning_rates: dict[str, float]  # by part
     sums: Sums  # of this step
+    epochs: int  # done by all processes
     data_hash: int  # of the step's samples and ids, however they are split
     counts: FilterCounts  # what the filter met in a stream
     peak_memory_gb: float  # of the process that has used most at any time since it started
@@ -120,7 +121,8 @@ class Trainer:
         fault = find_fault(loss, norms, level, self._config.trainer.spike_margin)
         learning_rates = set_learning_rates(self.optimizer, lr_scale(step, self.max_steps, self._config.optimizer))
         grad_norm = clip_gradients(self.optimizer, norms, self._config.optimizer.max_grad_norm)
-        if fault is None or self._config.trainer.on_bad_step is OnBadStep["continue"]:
+        goes_on = self._config.trainer.on_bad_step is OnBadStep["continue"] and math.isfinite(loss + grad_norm)
+        if fault is None or goes_on:
             self.optimizer.step()
         self.optimizer.zero_grad()
         own = data_seconds, time.perf_counter() - started, peak_memory_gb(self._ranks.device)
@@ -134,7 +136,8 @@ class Trainer:
             grad_norms=norms,
             fault=fault,
             learning_rates=learning_rates,
-            sums=_sums_of_step(of_ranks, loss, fault is not None, waited, computed),
+            sums=_sums_of_step(of_ranks, loss, fault is not None and not goes_on, waited, computed),
+            epochs=int(min(counts.epochs for counts in of_ranks)),
             data_hash=add_digests(int(counts.digest) for counts in of_ranks),
             counts=_filter_counts(of_ranks),
             peak_memory_gb=max(memory),
@@ -221,9 +224,9 @@ def run_steps(
 
 def _added_up(stats: StepStats, before: Progress, stats_interval: int) -> StepStats:
     """A step's statistics with the totals up to it, and what ended with it."""
-    totals = before.totals.after(stats.sums, stats.counts)
+    totals = before.totals.after(stats.sums, stats.counts, stats.epochs)
     epoch = window = None
-    if stats.position.epoch > before.position.epoch:
+    if stats.epochs > before.totals.epochs:
         totals, epoch = totals.in_next_epoch(), totals.epoch
     if stats.step % stats_interval == 0:
         totals, window = totals.in_next_window(), totals.window
@@ -251,6 +254,7 @@ def _num_labelled(batch: Batch) -> int:
 class _Counts(NamedTuple):
     """What one process has in a step; numbers, so that they can travel as a tensor."""
 
+    epochs: float
     labelled: float
     digest: float
     pairs: float
@@ -281,6 +285,7 @@ def _count(batches: StepBatches) -> _Counts:
     streamed = isinstance(batches.position, LanePositions)
     read = met.samples_of_sources.total() if streamed else samples + bad
     return _Counts(
+        epochs=batches.position.epoch,
         labelled=sum(_num_labelled(batch) for batch in micro_batches),
         digest=add_digests(batch.digest for batch in micro_batches),
         pairs=sum(batch.num_pairs for batch in micro_batches),

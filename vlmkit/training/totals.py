@@ -79,14 +79,23 @@ class Totals:
     run: Sums = field(default_factory=Sums)
     counts: FilterCounts = field(default_factory=FilterCounts)  # what the filter did to a stream
     level: LossLevel = field(default_factory=LossLevel)
+    epochs: int = 0  # done by all processes
+    bad_in_a_row: int = 0  # steps
 
-    def after(self, step: Sums, counts: FilterCounts) -> "Totals":
+    def after(self, step: Sums, counts: FilterCounts, epochs: int) -> "Totals":
         """With one more step."""
         merged = FilterCounts()
         merged.merge(self.counts)
         merged.merge(counts)
-        level = self.level if step.bad_steps else self.level.after(step.loss)
-        return Totals(self.window.plus(step), self.epoch.plus(step), self.run.plus(step), merged, level)
+        return Totals(
+            window=self.window.plus(step),
+            epoch=self.epoch.plus(step),
+            run=self.run.plus(step),
+            counts=merged,
+            level=self.level if step.bad_steps else self.level.after(step.loss),
+            epochs=epochs,
+            bad_in_a_row=self.bad_in_a_row + 1 if step.bad_steps else 0,
+        )
 
     def in_next_epoch(self) -> "Totals":
         """With an epoch that has no step yet."""
@@ -109,6 +118,8 @@ class Totals:
             Sums(**value["run"]),
             FilterCounts(**value["counts"]),
             LossLevel(**value["level"]),
+            int(value["epochs"]),
+            int(value["bad_in_a_row"]),
         )
 
 
