@@ -93,6 +93,15 @@ def test_a_write_that_fails_in_the_background_is_told(paths: RunPaths) -> None:
         checkpoints.save(Progress(1, Position(0, 1)))
 
 
+def test_weights_that_are_no_numbers_are_not_saved(paths: RunPaths) -> None:
+    checkpoints, trainer = open_checkpoints(paths, small_config())
+    with torch.no_grad():
+        trainer.model.hf.lm_head.weight[3, 4] = torch.nan
+    with pytest.raises(UserError, match=r"step_1: not saved: .*embed_tokens.weight has values that are no numbers"):
+        checkpoints.save(Progress(1, Position(0, 1)))
+    assert paths.newest_checkpoint is None
+
+
 @pytest.mark.parametrize(
     ("overrides", "left"),
     [

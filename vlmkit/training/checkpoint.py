@@ -82,7 +82,8 @@ class Checkpoints:
         The main process writes, all wait; with ``save_in_background`` they wait only for the copy in memory.
 
         Raises:
-            UserError: It, or the one before in the background, cannot be written; the usual cause is a full disk.
+            UserError: It, or the one before in the background, cannot be written; the usual cause is a full disk. Or a
+                weight is no number.
         """
         self.finish()
         if progress.step == self._newest_step:
@@ -170,6 +171,11 @@ class Checkpoints:
 
     def _write(self, snapshot: _Snapshot) -> None:
         target = self._paths.checkpoint(snapshot.progress.step)
+        if broken := next((name for name, weight in snapshot.weights.items() if not weight.isfinite().all()), None):
+            raise UserError(
+                f"{target}: not saved: {broken} has values that are no numbers; lower the learning rates; the same "
+                "command goes on from the checkpoint before"
+            )
         temporary = target.with_name(f".{target.name}.tmp")
         try:
             self._write_files(temporary, snapshot)
