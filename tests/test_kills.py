@@ -18,44 +18,29 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import QUICK, command_environment
-from tests.test_train import metrics, reproducible
+from tests.test_train import metrics, reproducible, start_train
 from vlmkit.tracking.wandb_sink import read_wandb_file
 
 STEPS = 80
-REPLACED = ("trainer.max_training_steps", "trainer.eval_interval", "logger")
 SETTINGS = (
-    *(argument for argument in QUICK if not argument.startswith(REPLACED)),
     f"trainer.max_training_steps={STEPS}",
     "trainer.eval_interval=2",
     "trainer.save_in_background=true",
     "trainer.keep_last=3",
-    "logger.wandb=offline",
     "trainer.stats_log_interval=5",
+    "logger.wandb=offline",
 )
 
 
-def start(run: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "vlmkit.train", f"run_dir={run}", *SETTINGS],
-        cwd=run.parent,
-        env=command_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def finish(run: Path) -> None:
-    process = start(run)
+    process = start_train(run, *SETTINGS)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
 
 
 def killed_after(run: Path, seconds: float) -> bool:
     """Start, and kill the process and its loader workers; False if it came to its end before."""
-    process = start(run)
+    process = start_train(run, *SETTINGS)
     try:
         process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:

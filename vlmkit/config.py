@@ -201,10 +201,14 @@ class ModelConfig:
         )
 
     @property
-    def pretrained(self) -> list[str]:
-        """The names of all weights that are read."""
-        names = (self.init_from, self.vision.pretrained, self.language.pretrained)
-        return [name for name in names if name is not None]
+    def pretrained(self) -> dict[str, str]:
+        """Full key → the name there, of all weights that are read."""
+        names = {
+            "model.init_from": self.init_from,
+            "model.vision.pretrained": self.vision.pretrained,
+            "model.language.pretrained": self.language.pretrained,
+        }
+        return {key: name for key, name in names.items() if name is not None}
 
     @property
     def tokens_per_tile(self) -> int:

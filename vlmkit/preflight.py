@@ -26,7 +26,7 @@ def check_training(config: TrainConfig, paths: RunPaths) -> None:
         raise ConfigError("logger.wandb=online: needs an API key: set WANDB_API_KEY or use logger.wandb=offline")
     if config.push_to_hub is not None:
         check_hub_token(config.push_to_hub)
-    begun = any(paths.checkpoints.glob("step_*"))  # then the run goes on from its own, wherever it began
+    begun = paths.newest_checkpoint is not None  # then the run goes on from its own, wherever it began
     named = config.resume not in ("auto", "never")
     if named and not begun and not (Path(config.resume).expanduser() / TRAINER_STATE).is_dir():
         raise ConfigError(f"resume={config.resume}: must be auto, never, or a folder checkpoints/step_N of a run")
@@ -76,14 +76,8 @@ def check_data(config: TrainConfig) -> None:
 
 def check_weights(model: ModelConfig) -> None:
     """Check what reading pretrained weights needs: their folders, packages, and the configured sizes."""
-    named = {
-        "model.init_from": model.init_from,
-        "model.vision.pretrained": model.vision.pretrained,
-        "model.language.pretrained": model.language.pretrained,
-    }
-    for key, name in named.items():
-        if name is not None:
-            require_weights(name, key)
+    for key, name in model.pretrained.items():
+        require_weights(name, key)
     check_backbones(model)
 
 

@@ -90,7 +90,7 @@ def paths(tmp_path: Path, tiny_model_config: ModelConfig, tokenizer: ChatTokeniz
     metrics.write(8, {"batch_loss": 0.5, "run_stats/filtered_ratio": 0.125, "run_stats/utilisation": 0.9})
     metrics.write(8, {"test_exact_match": 0.9751})
     metrics.close()
-    record_start(paths, 0, 2, "cpu")
+    record_start(paths, 0, 2, "cpu", {})
     return paths
 
 

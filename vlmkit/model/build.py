@@ -135,11 +135,16 @@ def architecture(config: ModelConfig, tokenizer: ChatTokenizer) -> Idefics3Confi
     )
 
 
-def count_parameters(model: Idefics3ForConditionalGeneration) -> dict[str, int]:
-    """Parameters of each part, each counted once: vision, projector, language."""
-    parts = {
-        "vision": model.model.vision_model,
-        "projector": model.model.connector,
-        "language": model.model.text_model,
+def parameters_of(hf: Idefics3ForConditionalGeneration) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each part: vision, projector, language. Each is there once, also where two modules share it."""
+    language = [*hf.model.text_model.parameters(), *hf.lm_head.parameters()]
+    return {
+        "vision": list(hf.model.vision_model.parameters()),
+        "projector": list(hf.model.connector.parameters()),
+        "language": list(dict.fromkeys(language)),
     }
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+
+
+def count_parameters(hf: Idefics3ForConditionalGeneration) -> dict[str, int]:
+    """How many numbers each part has."""
+    return {name: sum(p.numel() for p in parameters) for name, parameters in parameters_of(hf).items()}

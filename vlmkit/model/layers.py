@@ -21,7 +21,7 @@ def wrap_layers(model: PackedVLM, *, compiled: bool, recomputed: bool) -> None:
         recomputed: ``trainer.activation_checkpointing``: only the input of a layer is kept, and the layer computed
             again in the backward pass. Nothing in these models is random, so no random state is kept.
     """
-    for layer in (*model.hf.model.vision_model.encoder.layers, *model.hf.model.text_model.layers):
+    for layer in model.blocks:
         if compiled:
             layer.forward = torch.compile(layer.forward, dynamic=True)
         if recomputed:

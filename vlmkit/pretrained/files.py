@@ -5,7 +5,7 @@ safetensors are fetched: no code, and no pickled weights, which could run code.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,10 +42,16 @@ def find_folder(name: str, key: str, with_weights: bool = False) -> Path:
     return _fetch(match["repo"], match["revision"], f"{key}={name}", with_weights)
 
 
-def find_commits(names: Iterable[str]) -> dict[str, str]:
-    """Which commit of each hub repository is used; folders on this machine have none."""
-    on_hub = [name for name in names if HUB_ID.fullmatch(name) and not Path(name).expanduser().is_dir()]
-    return {name: find_folder(name, "pretrained").name for name in on_hub}
+def find_commits(named: Mapping[str, str]) -> dict[str, str]:
+    """Which commit of each hub repository is used; folders on this machine have none.
+
+    Args:
+        named: Config key → name of a pretrained model.
+    """
+    on_hub = {
+        key: name for key, name in named.items() if HUB_ID.fullmatch(name) and not Path(name).expanduser().is_dir()
+    }
+    return {name: find_folder(name, key).name for key, name in on_hub.items()}
 
 
 def require_weights(name: str, key: str) -> None:

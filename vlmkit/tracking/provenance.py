@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ PACKAGES = (
 
 
 def record_start(
-    paths: RunPaths, resumed_step: int, world_size: int, device: str, pretrained: Iterable[str] = ()
+    paths: RunPaths, resumed_step: int, world_size: int, device: str, pretrained: Mapping[str, str]
 ) -> None:
     """Add this start to provenance.json; the first one tells which commits of the hub its weights are."""
     starts = json.loads(paths.provenance.read_text())["starts"] if paths.provenance.exists() else []

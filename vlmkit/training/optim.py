@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import Idefics3ForConditionalGeneration
 
 from vlmkit.config import OptimizerConfig
 from vlmkit.distributed import whole
+from vlmkit.model.build import parameters_of
 
 
 def freeze_parts(hf: Idefics3ForConditionalGeneration, config: OptimizerConfig) -> None:
@@ -29,16 +29,6 @@ def build_optimizer(hf: Idefics3ForConditionalGeneration, config: OptimizerConfi
         if lr > 0
     ]
     return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay)
-
-
-def parameters_of(hf: Idefics3ForConditionalGeneration) -> dict[str, list[nn.Parameter]]:
-    """The parameters of each part that has a learning rate of its own, each once, also where two modules share one."""
-    language = [*hf.model.text_model.parameters(), *hf.lm_head.parameters()]
-    return {
-        "projector": list(hf.model.connector.parameters()),
-        "vision": list(hf.model.vision_model.parameters()),
-        "language": list(dict.fromkeys(language)),
-    }
 
 
 def lr_scale(step: int, max_steps: int, config: OptimizerConfig) -> float:
