@@ -34,7 +34,7 @@ def test_every_option_composes(path: Path) -> None:
 
 def test_options_were_found() -> None:
     assert {path.parent.name for path in OPTIONS} >= {
-        "model", "dataset", "filter", "packing", "optimizer", "trainer", "logger",
+        "model", "dataset", "filter", "packing", "optimizer", "trainer", "logger", "evals", "eval_suite",
     }  # fmt: skip
 
 

@@ -547,6 +547,85 @@ class LoggerConfig:
     entity: str | None = None  # wandb user or team; null: the account's default
 
 
+# ---- evaluation ----------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalSuiteConfig:
+    """Tasks of lmms-eval, and how a checkpoint answers them. What a task's own file names wins over what is here."""
+
+    tasks: list[str] = field(default_factory=list)  # names that lmms-eval knows, or easyvqa
+    limit: int | None = None  # samples of each task, from its start; null: all. For a try: such results are marked
+    batch_size: int = 64  # samples that are answered together
+    max_new_tokens: int = 512  # of an answer, where the task names none; it ends before that at the end of its turn
+    temperature: float = 0.5  # where the task asks neither for greedy answers nor for another; 0: always the likeliest
+    top_p: float = 0.9  # the same: from the likeliest tokens that have so much probability together
+    seed: int = 0  # of what is drawn
+    max_errors: int = 0  # samples of a task that may fail; above, it has no score, else its score is of the others
+    local_data: str | None = None  # folder with a save_to_disk folder TASK for each task; null: as the task says
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        group = "eval_suite"
+        require_positive(group, self, "limit", "batch_size", "max_new_tokens", "top_p")
+        require(self.temperature >= 0, f"{group}.temperature", self.temperature, "0 or more")
+        require(self.top_p <= 1, f"{group}.top_p", self.top_p, "at most 1")
+        require(0 <= self.seed < 2**32, f"{group}.seed", self.seed, "between 0 and 2**32 - 1")
+        require(self.max_errors >= 0, f"{group}.max_errors", self.max_errors, "0 or more")
+        check_tasks(f"{group}.tasks", self.tasks)
+
+
+def check_tasks(key: str, tasks: list[str]) -> None:
+    """Raise ConfigError unless each name can be that of a task, and so of a folder, and stands there once."""
+    for task in tasks:
+        require(re.fullmatch(r"\w[\w.+-]*", task) is not None, key, task, "names of tasks, as in [mmstar,textvqa_val]")
+    twice = [task for number, task in enumerate(tasks) if task in tasks[:number]]
+    require(not twice, key, ",".join(twice), "named once")
+
+
+class EvalsWhere(Enum):
+    """Where the checkpoints of a run are evaluated while it trains."""
+
+    none = "none"
+    inline = "inline"  # by the run's own processes, which train on afterwards
+    local = "local"  # by other processes on this machine, while training goes on
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalPhase:
+    """What is evaluated from some step on."""
+
+    from_step: int = 0
+    every: int | None = None  # steps between two evaluated checkpoints; null: each checkpoint, and always the last one
+    tasks: list[str] | None = None  # of eval_suite.tasks; null: all of them; []: none
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalsConfig:
+    """Which checkpoints of a run are evaluated, and where; eval_suite says on what."""
+
+    where: EvalsWhere = EvalsWhere.none
+    schedule: list[EvalPhase] = field(default_factory=lambda: [EvalPhase()])  # a phase lasts until the next begins
+    workers: int = 1  # processes that evaluate at the same time, for where=local
+    gpus: list[int] | None = None  # that these processes may see; null: the same as the run's
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_positive("evals", self, "workers")
+        starts = [phase.from_step for phase in self.schedule]
+        require(starts == sorted(set(starts)), "evals.schedule", starts, "phases with rising from_step")
+        for number, phase in enumerate(self.schedule):
+            key = f"evals.schedule[{number}]"
+            require(phase.from_step >= 0, f"{key}.from_step", phase.from_step, "0 or more")
+            require_positive(key, phase, "every")
+            check_tasks(f"{key}.tasks", phase.tasks or [])
+
+    def phase_at(self, step: int) -> EvalPhase | None:
+        """The phase that a step falls into; None before the first."""
+        begun = [phase for phase in self.schedule if phase.from_step <= step]
+        return begun[-1] if begun else None
+
+
 @dataclass(kw_only=True, slots=True)
 class TrainConfig:
     """One training run. Fields that say only where and how it is watched are left out of its identity."""
@@ -562,9 +641,13 @@ class TrainConfig:
     optimizer: OptimizerConfig = MISSING
     trainer: TrainerConfig = MISSING
     logger: LoggerConfig = MISSING
+    eval_suite: EvalSuiteConfig = MISSING
+    evals: EvalsConfig = MISSING
 
     def __post_init__(self) -> None:
         """Check the groups against each other."""
+        if self.evals.where is not EvalsWhere.none:
+            self._check_evals()
         require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2**32 - 1")
         repo = self.push_to_hub
         named = repo is None or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo) is not None
@@ -581,6 +664,16 @@ class TrainConfig:
             self.packing.seq_length,
             f"at most model.language.max_position_embeddings={self.model.language.max_position_embeddings}",
         )
+
+    def _check_evals(self) -> None:
+        for number, phase in enumerate(self.evals.schedule):
+            key = f"evals.schedule[{number}]"
+            unknown = sorted(set(phase.tasks or ()) - set(self.eval_suite.tasks))
+            rule = f"of eval_suite.tasks=[{','.join(self.eval_suite.tasks)}]"
+            require(not unknown, f"{key}.tasks", ",".join(unknown), rule)
+            interval = self.trainer.eval_interval
+            fits = phase.every is None or phase.every % interval == 0
+            require(fits, f"{key}.every", phase.every, f"a multiple of trainer.eval_interval={interval}")
 
     @property
     def max_sample_length(self) -> int:
@@ -635,11 +728,82 @@ class GenerateConfig:
         require(self.image is None or named, "image", self.image, rule)
 
 
+# ---- evaluating checkpoints ----------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    """Which checkpoints are evaluated on what; just one of ckpt, run and cells is given."""
+
+    eval_suite: EvalSuiteConfig = MISSING
+    ckpt: str | None = None  # one checkpoint: a folder, or a hub id org/name[@revision]
+    run: str | None = None  # a run directory: the checkpoints that steps names
+    steps: Any = "all"  # all, latest, or steps as in 500,1000
+    tasks: list[str] | None = None  # instead of the suite's
+    cells: list[str] | None = None  # folders that were planned before: what they say is done
+    force: bool = False  # answer again what is done; what was there is kept beside it
+    out: str | None = None  # folder for the results of ckpt; null: in its run, else runs/evals/NAME
+
+    def __post_init__(self) -> None:
+        """Check that the command says what to evaluate."""
+        given = [name for name in ("ckpt", "run", "cells") if getattr(self, name) is not None]
+        if len(given) != 1:
+            told = "none of them" if not given else " and ".join(given)
+            raise ConfigError(f"ckpt, run, cells: give one of them, not {told}")
+        steps = self.steps if isinstance(self.steps, list) else [self.steps]
+        named = bool(steps) and all(isinstance(step, int) and step >= 0 for step in steps)
+        require(named or self.steps in ("all", "latest"), "steps", self.steps, "all, latest, or steps as in 500,1000")
+        require(self.run is not None or self.steps == "all", "steps", self.steps, "left out unless run is given")
+        require(self.ckpt is not None or self.out is None, "out", self.out, "left out unless ckpt is given")
+        check_tasks("tasks", self.tasks or [])
+
+    @property
+    def task_names(self) -> list[str]:
+        """What is evaluated."""
+        return self.eval_suite.tasks if self.tasks is None else self.tasks
+
+
+@dataclass(kw_only=True, slots=True)
+class MergeConfig:
+    """Whose cells become step-level results."""
+
+    run: str = MISSING  # a run directory
+    results: str | None = None  # folder with step_N.json and step_N_TASK.json of the reference, to be read as well
+
+
+@dataclass(kw_only=True, slots=True)
+class CompareConfig:
+    """Two checkpoints that answered the same questions."""
+
+    a: str = MISSING  # a checkpoint, a folder evals/step_N, or a run: its newest step that both have, else its newest
+    b: str = MISSING
+    tasks: list[str] | None = None  # null: all that both have
+    confidence: float = 0.95  # of the intervals
+    show: int = 5  # samples of each task that changed between right and wrong, printed; out has all
+    out: str | None = None  # a file for the changed samples: one JSON object a line
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(0 < self.confidence < 1, "confidence", self.confidence, "between 0 and 1")
+        require(self.show >= 0, "show", self.show, "0 or more")
+
+
+@dataclass(kw_only=True, slots=True)
+class StatusConfig:
+    """Whose results are explained."""
+
+    run: str = MISSING  # a run directory
+
+
 # Name of the schema in the config store → (its group, its class). An option's yaml names its schema in its defaults.
 SCHEMAS: dict[str, tuple[str | None, type[Any]]] = {
     "train_schema": (None, TrainConfig),
     "inspect_schema": (None, InspectConfig),
     "generate_schema": (None, GenerateConfig),
+    "eval_schema": (None, EvalConfig),
+    "merge_schema": (None, MergeConfig),
+    "compare_schema": (None, CompareConfig),
+    "status_schema": (None, StatusConfig),
     "model_schema": ("model", ModelConfig),
     "easyvqa_schema": ("dataset", EasyVQAConfig),
     "hub_schema": ("dataset", HubConfig),
@@ -654,4 +818,6 @@ SCHEMAS: dict[str, tuple[str | None, type[Any]]] = {
     "optimizer_schema": ("optimizer", OptimizerConfig),
     "trainer_schema": ("trainer", TrainerConfig),
     "logger_schema": ("logger", LoggerConfig),
+    "eval_suite_schema": ("eval_suite", EvalSuiteConfig),
+    "evals_schema": ("evals", EvalsConfig),
 }

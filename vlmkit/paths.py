@@ -77,6 +77,21 @@ class RunPaths:
         found = self.all_checkpoints
         return found[max(found)] if found else None
 
+    @property
+    def evals(self) -> Path:
+        """The folder of what was evaluated."""
+        return self.root / "evals"
+
+    def cells(self, step: int) -> Path:
+        """The folder with the evaluation cells of a checkpoint, one for each task."""
+        return self.evals / f"step_{step}"
+
+    @property
+    def evaluated_steps(self) -> list[int]:
+        """Every step that has a folder of cells, in order."""
+        names = [path.name for path in self.evals.glob("step_*") if path.is_dir()]
+        return sorted(int(name[5:]) for name in names if name[5:].isdecimal())
+
     def test(self, step: int) -> Path:
         """The result of the final test."""
         return self.root / "test" / f"step_{step}.json"

@@ -23,6 +23,8 @@ NOT_IDENTITY = (
     "resume",
     "push_to_hub",
     "logger",
+    "evals",
+    "eval_suite",
     "trainer.stats_log_interval",
     "trainer.final_test",
     "dataset.num_workers",

@@ -4,6 +4,7 @@ Nothing heavy is imported, so a wrong name is told at once. Of a hub repository 
 safetensors are fetched: no code, and no pickled weights, which could run code.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -52,6 +53,26 @@ def find_commits(named: Mapping[str, str]) -> dict[str, str]:
         key: name for key, name in named.items() if HUB_ID.fullmatch(name) and not Path(name).expanduser().is_dir()
     }
     return {name: find_folder(name, key).name for key, name in on_hub.items()}
+
+
+def fingerprint(folder: Path) -> str:
+    """What a checkpoint is, wherever it lies: a digest of its json, tokenizer and weight files, 16 hex digits."""
+    digest = hashlib.sha256()
+    for path in _checkpoint_files(folder):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def file_stamps(folder: Path) -> dict[str, list[int]]:
+    """Size in bytes and time of change in ns of each file that ``fingerprint`` reads: while they stay, so does it."""
+    stats = {path.name: path.stat() for path in _checkpoint_files(folder)}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def _checkpoint_files(folder: Path) -> list[Path]:
+    return sorted({path for pattern in (*TEXT_FILES, *WEIGHT_FILES) for path in folder.glob(pattern)})
 
 
 def require_weights(name: str, key: str) -> None:

@@ -1,0 +1,272 @@
+"""Evaluation cells: one checkpoint, one task, one folder, one process. What was ordered, and what became of it.
+
+    RUN/evals/step_N/TASK/cell.json       the order and the outcome; written whole
+    RUN/evals/step_N/TASK/samples.jsonl   one line for each request
+    RUN/evals/step_N/TASK/.lock           held while a process works here
+
+A result of the first samples only (``limit``) lies in ``TASK.limitN``, so that a try never replaces the real thing. A
+cell whose order changed (another checkpoint under the same name, other settings) is kept beside it, hidden.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+from vlmkit.config import EvalSuiteConfig
+from vlmkit.errors import UserError
+from vlmkit.evaluation.samples import read_samples
+from vlmkit.paths import RunPaths, held_lock, whole_file
+from vlmkit.pretrained.files import file_stamps, find_folder, fingerprint
+
+CELL_FILE = "cell.json"
+FORMAT = 1  # goes up when an older cell.json means something else
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A checkpoint to evaluate, and the folder for its cells; its merged result lies beside that: step_N.json."""
+
+    checkpoint: str  # a folder or a hub id
+    step: int | None  # None outside a run
+    folder: Path
+
+    @classmethod
+    def of_run(cls, paths: RunPaths, step: int) -> Self:
+        """A run's own checkpoint."""
+        return cls(str(paths.checkpoint(step)), step, paths.cells(step))
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a cell is to answer, and how."""
+
+    task: str
+    checkpoint: str  # a folder or a hub id: where it was when this was ordered
+    step: int | None
+    fingerprint: str  # of what the checkpoint holds
+    lmms_eval: str  # its version: prompts and scores are its own
+    limit: int | None
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    local_data: str | None
+    batch_size: int
+    max_errors: int
+
+    @property
+    def key(self) -> str:
+        """16 hex digits, the same for orders that have the same result."""
+        changes_nothing = ("checkpoint", "step", "batch_size", "max_errors")
+        identity = {name: value for name, value in asdict(self).items() if name not in changes_nothing}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def folder_name(self) -> str:
+        """Of its cell."""
+        return self.task if self.limit is None else f"{self.task}.limit{self.limit}"
+
+
+class CellState(Enum):
+    """How far a cell is. That a process works on it now is not in the file: see ``Cell.is_held``."""
+
+    planned = "planned"
+    begun = "begun"
+    done = "done"
+    failed = "failed"
+
+
+class Aggregation(Enum):
+    """How the scores of samples become the score of a task; a stratum is a part of the task, a subject for instance."""
+
+    mean = "mean"
+    mean_of_strata = "mean_of_strata"  # each stratum's mean counts the same
+    sum_of_strata = "sum_of_strata"  # the strata's means, added
+    sum_per_1000 = "sum_per_1000"  # the scores' sum divided by 1000, however many samples there are
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number that a task gives."""
+
+    value: float  # as lmms-eval's own code aggregates it
+    n: int  # samples
+    aggregation: Aggregation | None = None  # None: the value is no known function of the samples' scores
+    stderr: float | None = None  # None: not known
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell as its cell.json has it."""
+
+    folder: Path
+    order: Order
+    state: CellState = CellState.planned
+    reason: str | None = None  # why it failed, in one line
+    requests: int | None = None  # how many there are; known once begun
+    errors: int = 0  # samples that could not be answered
+    metrics: dict[str, Metric] = field(default_factory=dict)  # metric, with _FILTER behind it for a filter but "none"
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether another process works on it now."""
+        if not self._lock.exists():
+            return False
+        try:
+            with held_lock(self._lock, wait=False):
+                return False
+        except BlockingIOError:
+            return True
+
+    @property
+    def answered(self) -> int:
+        """How many requests have an answer, not an error."""
+        return sum("error" not in line for line in read_samples(self.folder).values())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the cell; the lock goes with the process, however it ends.
+
+        Raises:
+            BlockingIOError: Another process holds it.
+        """
+        with held_lock(self._lock, wait=False):
+            yield
+
+    @property
+    def _lock(self) -> Path:
+        return self.folder / ".lock"
+
+    def changed(self, **changes: Any) -> "Cell":
+        """Write cell.json with these changes, and give the cell that it is then."""
+        cell = replace(self, **changes)
+        with whole_file(self.folder / CELL_FILE) as temporary:
+            temporary.write_text(json.dumps(_to_json(cell), indent=2, ensure_ascii=False) + "\n")
+        return cell
+
+
+def order_cell(subject: Subject, task: str, suite: EvalSuiteConfig, checkpoint_fingerprint: str) -> Order:
+    """What the suite asks of a checkpoint on one of its tasks."""
+    return Order(
+        task=task,
+        checkpoint=subject.checkpoint,
+        step=subject.step,
+        fingerprint=checkpoint_fingerprint,
+        lmms_eval=_lmms_eval_version(),
+        limit=suite.limit,
+        max_new_tokens=suite.max_new_tokens,
+        temperature=suite.temperature,
+        top_p=suite.top_p,
+        seed=suite.seed,
+        local_data=suite.local_data,
+        batch_size=suite.batch_size,
+        max_errors=suite.max_errors,
+    )
+
+
+def plan_cell(folder: Path, order: Order, force: bool = False) -> Cell:
+    """The cell of an order: the one that is there if it is of the same order, else a new one, planned.
+
+    Args:
+        folder: For the cells of the checkpoint.
+        order: What is to be answered.
+        force: Plan it anew even so.
+
+    Raises:
+        UserError: A process works there on another order.
+    """
+    there = read_cell(folder / order.folder_name)
+    if there and there.order.key == order.key and not force:
+        return replace(there, order=order) if there.state is not CellState.done else there
+    if there:
+        _put_aside(there)
+    new = Cell(folder / order.folder_name, order)
+    new.folder.mkdir(parents=True, exist_ok=True)
+    return new.changed()
+
+
+def read_cell(folder: Path) -> Cell | None:
+    """The cell in a folder; None if there is none, or what is there cannot be read as one."""
+    try:
+        said = json.loads((folder / CELL_FILE).read_text())
+        if said["format"] != FORMAT:
+            return None
+        metrics = {
+            name: Metric(**metric | {"aggregation": metric["aggregation"] and Aggregation(metric["aggregation"])})
+            for name, metric in said["metrics"].items()
+        }
+        return Cell(
+            folder=folder,
+            order=Order(**said["order"]),
+            state=CellState(said["state"]),
+            reason=said["reason"],
+            requests=said["requests"],
+            errors=said["errors"],
+            metrics=metrics,
+            provenance=said["provenance"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def read_cells(folder: Path) -> list[Cell]:
+    """All cells of a checkpoint, by name; what is no cell is passed over."""
+    names = sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
+    return [cell for path in names if (cell := read_cell(path))]
+
+
+def checkpoint_fingerprint(subject: Subject) -> str:
+    """The fingerprint of a checkpoint's content, read again only where a file has changed since.
+
+    Raises:
+        ConfigError: There is no such checkpoint.
+    """
+    folder = find_folder(subject.checkpoint, "ckpt", with_weights=True)
+    stamps = file_stamps(folder)
+    known = subject.folder / ".checkpoint.json"
+    try:
+        said = json.loads(known.read_text())
+        if said["files"] == stamps:
+            return str(said["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    found = fingerprint(folder)
+    with whole_file(known) as temporary:
+        temporary.write_text(json.dumps({"fingerprint": found, "files": stamps}))
+    return found
+
+
+def _put_aside(cell: Cell) -> None:
+    """Rename the folder of a cell to a hidden name that is free.
+
+    Raises:
+        UserError: A process works on it.
+    """
+    if cell.is_held:
+        raise UserError(f"{cell.folder}: a process answers it now in another way: wait for it, or end it")
+    name = f".{cell.folder.name}.{cell.order.key[:8]}"
+    taken = len(list(cell.folder.parent.glob(f"{name}*")))
+    cell.folder.rename(cell.folder.with_name(f"{name}.{taken}"))
+
+
+def _to_json(cell: Cell) -> dict[str, Any]:
+    said = asdict(cell) | {"format": FORMAT, "key": cell.order.key, "state": cell.state.value}
+    del said["folder"]
+    for metric in said["metrics"].values():
+        metric["aggregation"] = metric["aggregation"] and metric["aggregation"].value
+    return said
+
+
+def _lmms_eval_version() -> str:
+    try:
+        return version("lmms-eval")
+    except PackageNotFoundError:
+        return "none"
