@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import Run, composed
+from tests.conftest import Run, command_environment, composed
 from tests.evaluation import made_up_cells as made
 from vlmkit.evaluation.delivery import News, deliver_late
 from vlmkit.evaluation.standing import RunStanding, Standing, State
@@ -125,7 +125,7 @@ def test_done_then_merged_then_logged(paths: RunPaths) -> None:
     deliver_late(paths, str)
     assert standing(paths) == Standing(4, "mmstar", State.done, "acc 0.5000 ± 0.0100", logged=True)
     made.done(paths, 4, "mmstar", 0.75)
-    assert standing(paths).reason == "not merged yet"  # it has changed since
+    assert standing(paths).reason == "it has changed and is not merged anew yet"
 
 
 def test_a_limited_result_beside_a_full_one(paths: RunPaths) -> None:
@@ -188,6 +188,13 @@ def test_the_whole_is_readable(paths: RunPaths, capsys: pytest.CaptureFixture[st
     assert ["4", "mmstar", "done", "no", "acc", "0.5000", "±", "0.0100"] in rows
     assert ["8", "mmstar", "failed", "no", "its", "data", "cannot", "be", "fetched"] in rows
     assert f"step 4 mmstar: done: not merged yet\n    python -m vlmkit.merge run={paths.root}\n" in printed
+
+
+def test_nothing_heavy_is_imported() -> None:
+    heavy = "{'torch', 'transformers', 'numpy', 'scipy', 'wandb', 'datasets', 'lmms_eval'}"
+    code = f"import sys, vlmkit.status; print(*{heavy} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], env=command_environment(), capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("\n", "")
 
 
 def test_the_command_only_reads(vlmkit: Run, paths: RunPaths) -> None:

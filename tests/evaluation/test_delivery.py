@@ -4,12 +4,13 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+import wandb
 import yaml
 
 from tests.conftest import composed
 from tests.evaluation import made_up_cells as made
 from tests.tracking.test_sinks import evaluations_in_jsonl, evaluations_in_wandb, in_jsonl, in_wandb
-from vlmkit.evaluation.delivery import News, deliver_late, metric_key
+from vlmkit.evaluation.delivery import News, deliver_late
 from vlmkit.paths import RunPaths, held_lock
 from vlmkit.run_directory import plain_config
 from vlmkit.tracking.sinks import build_tracker
@@ -47,20 +48,25 @@ def test_results_of_the_first_samples_never_share_a_curve_with_others(tmp_path: 
     assert sorted(results) == ["lmms_eval/mme_acc", "lmms_eval_limit8/mmstar_acc", "lmms_eval_limit8/mmstar_acc_stderr"]
 
 
-def test_a_task_whose_name_begins_like_another_s_keeps_its_own_limit() -> None:
-    limits = {"mmmu": 4, "mmmu_val": 8}
-    assert metric_key("mmmu_val_acc", limits) == "lmms_eval_limit8/mmmu_val_acc"
-    assert metric_key("mmmu_acc", limits) == "lmms_eval_limit4/mmmu_acc"
-    assert metric_key("mmstar_acc", limits) == "lmms_eval/mmstar_acc"
+def test_files_of_the_reference_are_results_too(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    paths.evals.mkdir()
+    (paths.evals / "step_5_mme.json").write_text('{"global_step": 5, "results": {"mme_score": 900.0}}')
+    assert list(News(paths).take()) == [(5, {"lmms_eval/mme_score": 900.0})]
 
 
 def test_what_comes_after_the_end_goes_to_metrics_and_to_the_same_wandb_run(ended_run: RunPaths) -> None:
     said: list[str] = []
+
+    def deliver() -> None:
+        deliver_late(ended_run, said.append)
+        wandb.teardown()  # as at the end of a process: then all is on disk
+
     made.done(ended_run, 2, "mmstar", 0.5)
-    deliver_late(ended_run, said.append)
-    deliver_late(ended_run, said.append)  # nothing is new
+    deliver()
+    deliver()  # nothing is new
     made.done(ended_run, 2, "mmstar", 0.75)
-    deliver_late(ended_run, said.append)
+    deliver()
     assert said == [
         "evaluated step 2: lmms_eval/mmstar_acc 0.5000 ± 0.0100",
         "evaluated step 2: lmms_eval/mmstar_acc 0.7500",

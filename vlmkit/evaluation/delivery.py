@@ -6,13 +6,14 @@ others: they stand under ``lmms_eval_limitN/``.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from vlmkit.config import LoggerConfig, read_group
 from vlmkit.evaluation.cells import CELL_FILE
-from vlmkit.evaluation.merge import Merged, merge_subject
+from vlmkit.evaluation.merge import merge_subject
+from vlmkit.evaluation.merged import STEP_FILE, Merged
 from vlmkit.paths import RunPaths, held_lock
 from vlmkit.run_directory import read_config
 from vlmkit.tracking.jsonl import read_results
@@ -34,17 +35,15 @@ class News:
         self._seen: dict[int, Stamps] = {}
 
     def take(self) -> Iterator[tuple[int, Results]]:
-        """Merge the cells of each step where a file has changed since the last look; give step and news.
+        """Merge what is known of each step of which a file has changed since the last look; give step and news.
 
         Raises:
             OSError: A file cannot be read or written.
         """
-        for step in self._paths.evaluated_steps:
-            folder = self._paths.cells(step)
-            stamps = _stamps(folder)
+        for step, stamps in sorted(_stamps(self._paths).items()):
             if stamps == self._seen.get(step):
                 continue
-            merged = merge_subject(folder)
+            merged = merge_subject(self._paths.cells(step))
             self._seen[step] = stamps  # from before: what changed meanwhile is looked at again
             known = self._delivered.setdefault(step, {})
             new = {key: value for key, value in metrics_of(merged).items() if known.get(key) != value}
@@ -54,28 +53,21 @@ class News:
 
 
 def metrics_of(merged: Merged | None) -> Results:
-    """The keys under which a merged result is logged."""
+    """A merged result under the keys that it is logged by."""
     if merged is None:
         return {}
+    limits = {key: source.limit for source in merged.sources.values() for key in source.results}
     metrics: Results = {}
     for key, value in merged.results.items():
-        name = metric_key(key, merged.limit or {})
-        stderr = merged.stderr.get(key)
-        if math.isfinite(value):
-            metrics[name] = value
-        if stderr is not None:
-            metrics[f"{name}_stderr"] = stderr
+        name = metric_key(key, limits.get(key))
+        metrics[name] = value
+        if key in merged.stderr:
+            metrics[f"{name}_stderr"] = merged.stderr[key]
     return metrics
 
 
-def metric_key(key: str, limits: Mapping[str, int]) -> str:
-    """The key in wandb of a merged result, TASK_METRIC.
-
-    Args:
-        key: Of the result.
-        limits: Of the tasks whose result is of their first samples only.
-    """
-    limit = next((limits[task] for task in sorted(limits, key=len, reverse=True) if key.startswith(f"{task}_")), None)
+def metric_key(key: str, limit: int | None) -> str:
+    """What a merged result TASK_METRIC, of the first ``limit`` samples or of all, is called in wandb."""
     return f"lmms_eval/{key}" if limit is None else f"lmms_eval_limit{limit}/{key}"
 
 
@@ -121,13 +113,21 @@ def deliver_late(paths: RunPaths, say: Say) -> None:
             say(describe(step, results))
 
 
-def _stamps(folder: Path) -> Stamps:
-    """Of the cells, and of their merged result: what another process merged is looked at too."""
+def _stamps(paths: RunPaths) -> dict[int, Stamps]:
+    """Step → the stamps of all that a merge reads: cells, what was merged elsewhere, files of the reference."""
+    found: dict[int, Stamps] = {
+        step: _stamps_of(paths.cells(step).glob(f"*/{CELL_FILE}")) for step in paths.evaluated_steps
+    }
+    for path in paths.evals.glob("step_*.json"):
+        if match := STEP_FILE.fullmatch(path.name):
+            found.setdefault(int(match[1]), {}).update(_stamps_of([path]))
+    return found
+
+
+def _stamps_of(files: Iterable[Path]) -> Stamps:
     stamps: Stamps = {}
-    for path in (*folder.glob(f"*/{CELL_FILE}"), folder.with_name(f"{folder.name}.json")):
-        try:
+    for path in files:
+        with suppress(OSError):  # gone meanwhile
             stat = path.stat()
-        except OSError:
-            continue
-        stamps[path] = (stat.st_size, stat.st_mtime_ns)
+            stamps[path] = (stat.st_size, stat.st_mtime_ns)
     return stamps

@@ -1,6 +1,6 @@
 """How the evaluations of a run stand, read from its files alone: what is there, what is missing, why, what helps."""
 
-import json
+import math
 import shlex
 import time
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from typing import Any
 from vlmkit.config import as_override
 from vlmkit.evaluation.cells import CELL_FILE, Cell, CellState, cell_name, read_cell, read_cells
 from vlmkit.evaluation.delivery import metric_key
+from vlmkit.evaluation.merged import STEP_FILE, Merged, merged_path, read_merged
 from vlmkit.evaluation.schedule import Schedule
 from vlmkit.paths import RunPaths, is_locked
 from vlmkit.tracking.console import format_seconds
@@ -80,7 +81,7 @@ class RunStanding:
 
     def _of_step(self, step: int) -> Iterator[Standing]:
         cells = read_cells(self.paths.cells(step))
-        merged = _read_merged(self.paths.cells(step))
+        merged = read_merged(merged_path(self.paths.cells(step)))
         for cell in cells:
             yield self._of_cell(step, cell, merged)
         planned = {cell.folder.name for cell in cells}
@@ -89,7 +90,7 @@ class RunStanding:
             if name not in planned:
                 yield self._unplanned(step, name, task)
 
-    def _of_cell(self, step: int, cell: Cell, merged: dict[str, Any]) -> Standing:
+    def _of_cell(self, step: int, cell: Cell, merged: Merged | None) -> Standing:
         name = cell.folder.name
         if cell.state is CellState.done:
             return self._of_done(step, cell, merged)
@@ -106,23 +107,27 @@ class RunStanding:
             return Standing(step, name, state, told, reason="waits for the run to begin it")
         return Standing(step, name, state, told, reason="no process works on it", command=_again(cell))
 
-    def _of_done(self, step: int, cell: Cell, merged: dict[str, Any]) -> Standing:
-        results, limits = merged.get("results", {}), merged.get("limit") or {}
-        values = {f"{cell.order.task}_{name}": metric.value for name, metric in cell.metrics.items()}
-        told = _score(cell)
-        if cell.order.limit is not None and cell.order.task not in limits and values.keys() <= results.keys():
-            return Standing(step, cell.folder.name, State.done, told, reason="the result of all samples counts")
-        is_merged = all(results.get(key) == value for key, value in values.items())
+    def _of_done(self, step: int, cell: Cell, merged: Merged | None) -> Standing:
+        name, told = cell.folder.name, _score(cell)
+        source = merged.sources.get(cell.order.task) if merged else None
+        if merged is None or source is None or source.key != cell.order.key:
+            if source and cell.order.limit is not None and source.limit is None:
+                return Standing(step, name, State.done, told, reason="the result of all samples counts")
+            return self._not_delivered(step, name, told, "not merged yet")
+        values = {f"{cell.order.task}_{metric}": value.value for metric, value in cell.metrics.items()}
+        if any(merged.results.get(key, math.nan) != values[key] for key in source.results):
+            return self._not_delivered(step, name, told, "it has changed and is not merged anew yet")
         logged = self._logged.get(step, {})
-        is_logged = is_merged and all(logged.get(metric_key(key, limits)) == value for key, value in values.items())
-        if is_logged:
-            return Standing(step, cell.folder.name, State.done, told, logged=True)
-        what = "not logged yet" if is_merged else "not merged yet"
+        if any(logged.get(metric_key(key, source.limit)) != values[key] for key in source.results):
+            return self._not_delivered(step, name, told, "not logged yet")
+        return Standing(step, name, State.done, told, logged=True)
+
+    def _not_delivered(self, step: int, name: str, told: str, what: str) -> Standing:
         if self.is_training:
             why = f"{what}: the run does that at step {self.next_look}; it is at {self.reached}"
-            return Standing(step, cell.folder.name, State.done, told, reason=why)
+            return Standing(step, name, State.done, told, reason=why)
         command = f"python -m vlmkit.merge run={_shell(self.paths.root)}"
-        return Standing(step, cell.folder.name, State.done, told, reason=what, command=command)
+        return Standing(step, name, State.done, told, reason=what, command=command)
 
     def _unplanned(self, step: int, name: str, task: str) -> Standing:
         if not self.paths.checkpoint(step).is_dir():
@@ -137,18 +142,9 @@ class RunStanding:
 
 def _is_result_name(path: Path) -> bool:
     """Whether it is step_N, step_N.json or, as the reference writes them, step_N_TASK.json."""
-    number, _, task = path.name.removeprefix("step_").removesuffix(".json").partition("_")
-    named = path.name.startswith("step_") and number.isdecimal()
-    return named and (path.suffix == ".json" if path.is_file() else not task)
-
-
-def _read_merged(cells: Path) -> dict[str, Any]:
-    """The merged result beside a folder of cells; empty if there is none that can be read."""
-    try:
-        said = json.loads(cells.with_name(f"{cells.name}.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return said if isinstance(said, dict) else {}
+    if path.is_file():
+        return STEP_FILE.fullmatch(path.name) is not None
+    return path.name.startswith("step_") and path.name[5:].isdecimal()
 
 
 def _score(cell: Cell) -> str:
