@@ -1,14 +1,18 @@
 """Who answers the cells that a run plans while it trains: processes beside it, or its own (``runner.py``)."""
 
 import os
+import random
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
+import torch
 
 from vlmkit.config import EvalsConfig, EvalsWhere, as_override
 from vlmkit.distributed import Ranks
@@ -62,14 +66,26 @@ class NoWorkers:
 class InlineWorkers:
     """The run's own processes, all together: training waits, and is afterwards as if nothing had been."""
 
-    def __init__(self, screen: Screen, stop: StopSignal, ranks: Ranks) -> None:
-        self._screen = screen
+    def __init__(self, stop: StopSignal, ranks: Ranks) -> None:
+        self._screen = Screen(ranks.is_main, bars=False)  # the run's own bar is on the terminal
         self._stop = stop
         self._ranks = ranks
 
     def start(self, cells: Sequence[Cell]) -> None:
-        """Answer the cells with the checkpoint as it lies there; a signal ends that after a batch."""
-        raise NotImplementedError
+        """Answer the cells with the checkpoint as it lies there; a signal ends that after a batch.
+
+        Raises:
+            Exception: One of several processes failed, and the others cannot go on without it.
+        """
+        from vlmkit.evaluation.runner import CellRunner  # lmms-eval takes seconds
+
+        try:
+            with undisturbed(self._ranks.device):
+                CellRunner(self._ranks, self._screen, self._stop).run(cells)
+        except OSError as error:
+            if self._ranks.world_size > 1:
+                raise
+            self._screen.say(f"warning: {cells[0].folder.parent.name} is not evaluated now: {error}")
 
     def poll(self) -> list[Cell]:
         """Nothing goes on."""
@@ -162,11 +178,23 @@ def build_workers(config: EvalsConfig, screen: Screen, stop: StopSignal, ranks: 
     """Those that ``evals`` asks for, of this process of the run."""
     match config.where:
         case EvalsWhere.inline:
-            return InlineWorkers(screen, stop, ranks)
+            return InlineWorkers(stop, ranks)
         case EvalsWhere.local if ranks.is_main:
             return LocalWorkers(config, screen.say)
         case _:
             return NoWorkers()
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """What is drawn afterwards, with Python's, numpy's and torch's generators, is as if the block had not been."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def own_environment(environment: Mapping[str, str]) -> dict[str, str]:
