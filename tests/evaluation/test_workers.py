@@ -1,16 +1,19 @@
 """Processes beside a run that answer its cells: how many, with what environment, how they end. Real processes."""
 
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from tests.evaluation import made_up_cells as made
 from tests.evaluation.stand_in import COMMAND
 from vlmkit.config import EvalsConfig, EvalsWhere
 from vlmkit.evaluation.cells import Cell, CellState, read_cell
-from vlmkit.evaluation.workers import LocalWorkers
+from vlmkit.evaluation.workers import LocalWorkers, own_environment, undisturbed
 from vlmkit.paths import RunPaths
 
 Start = Callable[..., tuple[LocalWorkers, list[str]]]
@@ -99,3 +102,36 @@ def test_each_process_has_a_log_of_its_own(start: Start, tmp_path: Path) -> None
         workers.start([made.planned(RunPaths(tmp_path), 5, "crash")])
         wait_for(lambda workers=workers: not workers.poll())
     assert sorted(path.name for path in RunPaths(tmp_path).cells(5).glob("*.log")) == ["eval_1.log", "eval_2.log"]
+
+
+def test_what_is_drawn_afterwards_is_as_if_nothing_had_been() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), torch.rand(1).item()
+
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    expected = draw()
+    random.setstate(before[0])
+    np.random.set_state(before[1])
+    torch.set_rng_state(before[2])
+    with pytest.raises(KeyError), undisturbed(torch.device("cpu")):
+        draw()
+        torch.manual_seed(5)
+        raise KeyError
+    assert draw() == expected
+
+
+def test_the_environment_of_a_run_is_left_behind() -> None:
+    run = {
+        "WORLD_SIZE": "8",
+        "TORCHELASTIC_RUN_ID": "x",
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "SLURM_STEP_NUM_TASKS": "8",
+    }
+    kept = {
+        "PATH": "/bin",
+        "ACCELERATE_USE_CPU": "true",
+        "SLURM_JOB_ID": "5",
+        "HF_HOME": "/data",
+        "WANDB_MODE": "offline",
+    }
+    assert own_environment(run | kept) == kept

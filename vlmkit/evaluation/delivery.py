@@ -87,7 +87,7 @@ def _with_error(key: str, results: Results) -> str:
 def deliver_late(paths: RunPaths, say: Say) -> None:
     """Log what became known after a run had ended: in its metrics.jsonl, and in the wandb run that it had.
 
-    A run that trains now does that itself.
+    A run that trains now does that itself; what has no config.yaml is no run, and has nowhere to log to.
 
     Args:
         paths: The run.
@@ -96,6 +96,8 @@ def deliver_late(paths: RunPaths, say: Say) -> None:
     Raises:
         UserError: The run's config cannot be read.
     """
+    if not paths.config.exists():
+        return
     with ExitStack() as stack:
         try:
             stack.enter_context(held_lock(paths.lock, wait=False))
@@ -106,7 +108,7 @@ def deliver_late(paths: RunPaths, say: Say) -> None:
         if not news:
             return
         config = read_config(paths)
-        logger = read_group(LoggerConfig, config["logger"])
+        logger = read_group(LoggerConfig, config.get("logger", {}))
         tracker = stack.enter_context(build_tracker(logger, paths, config, math.inf, True, say))
         for step, results in news:
             tracker.log_evaluation(step, results)

@@ -99,13 +99,14 @@ class RunStanding:
             return Standing(step, name, State.running, f"{_answered(cell)}, the last {age} ago")
         if cell.state is CellState.failed:
             return Standing(step, name, State.failed, cell.reason or "", reason=cell.reason, command=_again(cell))
-        if not (self.paths.checkpoint(step)).is_dir():
+        if not self.paths.checkpoint(step).is_dir():
             return Standing(step, name, State.gone, _answered(cell), reason="its checkpoint was removed")
-        begun = cell.state is CellState.begun
-        state, told = (State.interrupted, _answered(cell)) if begun else (State.planned, "")
+        if cell.state is CellState.begun:
+            reason = "no process works on it; the next start of the run would, if it is due"
+            return Standing(step, name, State.interrupted, _answered(cell), reason=reason, command=_again(cell))
         if self.is_training and self.schedule.tasks_at(step):
-            return Standing(step, name, state, told, reason="waits for the run to begin it")
-        return Standing(step, name, state, told, reason="no process works on it", command=_again(cell))
+            return Standing(step, name, State.planned, "", reason="waits for the run to begin it")
+        return Standing(step, name, State.planned, "", reason="no process works on it", command=_again(cell))
 
     def _of_done(self, step: int, cell: Cell, merged: Merged | None) -> Standing:
         name, told = cell.folder.name, _score(cell)

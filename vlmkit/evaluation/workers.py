@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Protocol
 
 import numpy as np
@@ -140,9 +141,10 @@ class LocalWorkers:
         self._waiting.clear()
         for child in self._children:
             child.process.terminate()
+        deadline = monotonic() + SECONDS_TO_LEAVE
         for child in self._children:
             try:
-                child.process.wait(SECONDS_TO_LEAVE)
+                child.process.wait(max(deadline - monotonic(), 0))
             except subprocess.TimeoutExpired:
                 child.process.kill()
                 child.process.wait()
