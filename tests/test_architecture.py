@@ -18,7 +18,7 @@ LAYERS = [
     {"data"},
     {"training", "evaluation", "reporting"},
     {"preflight", "entry"},
-    {"train", "index", "inspect", "generate"},
+    {"train", "index", "inspect", "generate", "merge", "compare"},
 ]
 HOMES = {
     "accelerate": {"distributed.py"},
