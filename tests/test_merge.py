@@ -18,7 +18,7 @@ from vlmkit.tracking.console import Screen
 
 @pytest.fixture
 def paths(tmp_path: Path) -> RunPaths:
-    return RunPaths(tmp_path / "run")
+    return RunPaths(tmp_path / "filter.relevance_min_rating=3,seed=1")  # as a sweep names it
 
 
 def test_each_step_has_a_line_with_what_is_missing(paths: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,6 +55,18 @@ def test_the_command_imports_nothing_heavy_and_reads_the_reference_s_files(
     results = json.loads((paths.evals / "step_500.json").read_text())["results"]
     assert results == {"mmstar_exact_match": 0.5, "ocrbench_ocrbench_accuracy": 0.3}
     assert len(list(theirs.iterdir())) == 2
+
+
+def test_what_is_new_is_logged_once(paths: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    done_cell(paths.cells(500), "mmstar", [1, 0])
+    paths.config.write_text("logger: {wandb: disabled}")
+    for _ in range(2):
+        merge(paths, None, Screen())
+    told = "evaluated step 500: mmstar_exact_match 0.5000 ± 0.5000"
+    assert capsys.readouterr().out.replace("lmms_eval/", "").count(told) == 1
+    [row] = map(json.loads, paths.metrics.read_text().splitlines())
+    assert row["<lmms-eval-step>"] == 500
+    assert row["lmms_eval/mmstar_exact_match"] == 0.5
 
 
 def test_a_mistake_is_told_with_its_key(paths: RunPaths, tmp_path: Path) -> None:

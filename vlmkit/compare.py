@@ -132,6 +132,7 @@ def _shown(value: Any) -> str:
 
 def main() -> None:
     """The command."""
+    entry.quote_paths("a", "b", "out")
     entry.run("compare", _start)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from vlmkit import entry
 from vlmkit.config import MergeConfig
 from vlmkit.errors import UserError
+from vlmkit.evaluation.delivery import deliver_late
 from vlmkit.evaluation.merge import merge_run
 from vlmkit.evaluation.merged import Merged
 from vlmkit.paths import RunPaths
@@ -19,7 +20,7 @@ from vlmkit.tracking.console import Screen
 
 
 def merge(paths: RunPaths, imported: Path | None, screen: Screen) -> None:
-    """Merge the results of each step of a run, and tell which are complete or what is missing.
+    """Merge the results of each step of a run, tell which are complete or what is missing, and log what is new.
 
     Args:
         paths: The run.
@@ -37,7 +38,8 @@ def merge(paths: RunPaths, imported: Path | None, screen: Screen) -> None:
         )
     for merged in steps:
         screen.say(describe(merged))
-    # Here deliver_late(paths, screen.say) of evaluation/delivery.py hands what is new to metrics.jsonl and wandb.
+    if paths.config.exists():  # else no run of vlmkit: there is nobody to tell
+        deliver_late(paths, screen.say)
 
 
 def describe(merged: Merged) -> str:
@@ -56,6 +58,7 @@ def describe(merged: Merged) -> str:
 
 def main() -> None:
     """The command."""
+    entry.quote_paths("run", "results")
     entry.run("merge", _start)
 
 
