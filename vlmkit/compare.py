@@ -37,9 +37,11 @@ def compare(config: CompareConfig, screen: Screen) -> None:
     percent = f"{100 * config.confidence:g} %"
     columns = ("task metric", "a", "b", "a - b", percent, "p", "p (Holm)", "won/lost/tied", "n", "clusters")
     screen.table(columns, [metric_row(one.task, metric) for one in compared for metric in one.metrics])
+    tested = sum(metric.p_corrected is not None for one in compared for metric in one.metrics)
     screen.say(
-        f"\n{percent}: interval of a - b. p: paired, two-sided, samples of one picture taken together.\n"
-        f"p (Holm): of a task's main metric, corrected for {len(compared)} task(s). Won: better in a."
+        f"\n{percent}: interval of a - b. won: better in a.\n"
+        "p: paired, two-sided; samples of one picture are taken together.\n"
+        f"p (Holm): of each task's main metric, corrected for there being {tested}."
     )
     for one in compared:
         for note in one.notes:
