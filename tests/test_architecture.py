@@ -18,7 +18,7 @@ LAYERS = [
     {"data"},
     {"training", "evaluation", "reporting"},
     {"preflight", "entry"},
-    {"train", "index", "inspect", "generate", "status"},
+    {"train", "index", "inspect", "generate", "merge", "compare", "status"},
 ]
 HOMES = {
     "accelerate": {"distributed.py"},

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from vlmkit.config import EvalsWhere, GenerateConfig, ModelConfig, TrainConfig, WandbMode
+from vlmkit.config import EvalsWhere, GenerateConfig, MergeConfig, ModelConfig, TrainConfig, WandbMode, require
 from vlmkit.errors import ConfigError
 from vlmkit.local_files import check_files, find_pictures, newest_of_run, uses_easyvqa
 from vlmkit.paths import TRAINER_STATE, RunPaths
@@ -59,6 +59,20 @@ def check_generation(config: GenerateConfig) -> None:
     find_pictures(config.image)
     if config.out is not None:
         check_output(Path(config.out).expanduser())
+
+
+def check_merge(config: MergeConfig) -> None:
+    """Check the folders.
+
+    Raises:
+        ConfigError: One is not there, has nothing, or cannot be written in; the message names the key.
+    """
+    run = Path(config.run).expanduser()
+    require(run.is_dir(), "run", config.run, "a run directory")
+    require_writable(run / "evals", f"run={config.run}")
+    if config.results is not None:
+        has_results = any(Path(config.results).expanduser().glob("step_*.json"))
+        require(has_results, "results", config.results, "a folder with step_N.json or step_N_TASK.json")
 
 
 def check_output(path: Path) -> None:
