@@ -33,7 +33,7 @@ class StopStrings:
         return text[: min(places, default=len(text))]
 
 
-class AnswerEnds(StoppingCriteria):
+class AnswerEnds(StoppingCriteria):  # type: ignore[misc]
     """Says after each token which answers of a batch are complete; for beams too, all beams of an answer together."""
 
     def __init__(self, limits: Sequence[int], until: StopStrings | None, device: torch.device) -> None:
