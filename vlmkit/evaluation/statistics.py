@@ -1,0 +1,167 @@
+"""How sure a task's score is, and whether two checkpoints differ on it.
+
+One formula serves all tasks. A score is a sum of strata's means, each with a weight: Σ_s w_s · mean_s. A sample i of
+stratum s moves it by ψ_i = w_s (x_i - mean_s) / n_s. Samples that share a cluster (a picture with several questions,
+the two questions of an MME pair) are not independent: their ψ are added up first, and
+
+    variance = G/(G-1) · (N-1)/(N-S) · Σ_clusters (Σ_i in cluster ψ_i)²
+
+with G clusters, N samples and S strata. This is the linearised, cluster-robust variance of Liang & Zeger (1986), with
+the usual correction for few clusters (Cameron & Miller 2015, "CR1"), as Miller (2024, "Adding Error Bars to Evals")
+asks of evaluations. Without clusters and strata it is s/√n squared. What two checkpoints scored on the same samples
+differs by the same formula, on differences.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
+
+from vlmkit.evaluation.cells import Aggregation
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
+ROUNDING = 1e-9  # relative: sums that are nothing come out as less
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How two checkpoints differ on the same samples, a - b. None: there is too little to know it."""
+
+    value: float
+    clusters: int
+    stderr: float | None
+    low: float | None  # of the interval
+    high: float | None
+    p: float | None  # two-sided, of no difference
+
+
+def aggregate(scores: Sequence[float], strata: Sequence[Hashable], aggregation: Aggregation) -> float:
+    """The score of a task.
+
+    Args:
+        scores: Of its samples, at least one.
+        strata: The part of the task that each belongs to; looked at only where the aggregation has parts.
+        aggregation: How the one comes from the others.
+    """
+    assert len(scores) > 0
+    x = np.asarray(scores, np.float64)
+    stratum = _strata(strata, aggregation, len(x))
+    return float(_weights(stratum, aggregation) @ _means(x, stratum))
+
+
+def standard_error(
+    scores: Sequence[float], strata: Sequence[Hashable], clusters: Sequence[Hashable], aggregation: Aggregation
+) -> float | None:
+    """Of what ``aggregate`` gives.
+
+    Args:
+        scores: Of the task's samples.
+        strata: See ``aggregate``.
+        clusters: Samples with the same one are not independent.
+        aggregation: How the score comes from the samples'.
+
+    Returns:
+        None if all samples are in one cluster, or each in a stratum of its own: then nothing tells.
+    """
+    x = np.asarray(scores, np.float64)
+    stratum, cluster = _strata(strata, aggregation, len(x)), _numbered(clusters)
+    num_samples, num_strata, num_clusters = len(x), _count(stratum), _count(cluster)
+    if num_clusters < 2 or num_samples == num_strata:
+        return None
+    share = (_weights(stratum, aggregation) / np.bincount(stratum))[stratum]
+    per_cluster = np.bincount(cluster, share * (x - _means(x, stratum)[stratum]))
+    if np.abs(per_cluster).max() <= ROUNDING * share.max() * np.abs(x).max():
+        return 0.0
+    correction = num_clusters / (num_clusters - 1) * (num_samples - 1) / (num_samples - num_strata)
+    return math.sqrt(correction * float(per_cluster @ per_cluster))
+
+
+def compare_scores(
+    a: Sequence[float],
+    b: Sequence[float],
+    strata: Sequence[Hashable],
+    clusters: Sequence[Hashable],
+    aggregation: Aggregation,
+    confidence: float,
+) -> Difference:
+    """The difference between two checkpoints that answered the same samples; Student's t with G - 1 degrees of freedom.
+
+    Args:
+        a: The one's scores.
+        b: The other's, in the same order.
+        strata: See ``aggregate``.
+        clusters: See ``standard_error``.
+        aggregation: How the score comes from the samples'.
+        confidence: Of the interval, as in 0.95.
+    """
+    differences = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    value = aggregate(list(differences), strata, aggregation)
+    stderr = standard_error(list(differences), strata, clusters, aggregation)
+    count = _count(_numbered(clusters))
+    if stderr is None:
+        return Difference(value, count, None, None, None, None)
+    if stderr == 0:
+        return _without_spread(value, count)
+    half_width = float(stdtrit(count - 1, (1 + confidence) / 2)) * stderr
+    p = 2 * float(stdtr(count - 1, -abs(value) / stderr))
+    return Difference(value, count, stderr, value - half_width, value + half_width, p)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Each p corrected for there being several (Holm 1979): the chance of any false alarm stays what it says.
+
+    What is None stays so and is not counted.
+    """
+    order = sorted((p, number) for number, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, number) in enumerate(order):
+        largest = max(largest, min(1.0, p * (len(order) - rank)))
+        corrected[number] = largest
+    return corrected
+
+
+def _without_spread(value: float, clusters: int) -> Difference:
+    """All samples differ alike: by nothing; or by the same, where t is no number but exchanging a and b tells.
+
+    If a and b were alike, each cluster could as well have the other sign: only two of 2^G ways are so extreme.
+    """
+    if abs(value) <= ROUNDING:
+        return Difference(0.0, clusters, 0.0, 0.0, 0.0, 1.0)
+    return Difference(value, clusters, 0.0, None, None, 2.0 ** (1 - clusters))
+
+
+def _strata(strata: Sequence[Hashable], aggregation: Aggregation, count: int) -> Ints:
+    has_parts = aggregation in (Aggregation.mean_of_strata, Aggregation.sum_of_strata)
+    return _numbered(strata) if has_parts else np.zeros(count, np.intp)
+
+
+def _weights(stratum: Ints, aggregation: Aggregation) -> Floats:
+    """Of each stratum's mean in the score."""
+    ones = np.ones(_count(stratum))
+    match aggregation:
+        case Aggregation.mean | Aggregation.sum_of_strata:
+            return ones
+        case Aggregation.mean_of_strata:
+            return ones / len(ones)
+        case Aggregation.sum_per_1000:
+            return ones * len(stratum) / 1000
+
+
+def _means(x: Floats, stratum: Ints) -> Floats:
+    return np.bincount(stratum, x) / np.bincount(stratum)
+
+
+def _numbered(names: Sequence[Hashable]) -> Ints:
+    """A number for each name, from 0 on."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.intp)
+
+
+def _count(numbered: Ints) -> int:
+    """Of the numbers given."""
+    return int(numbered.max(initial=-1)) + 1
