@@ -8,13 +8,15 @@ import math
 import re
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vlmkit.errors import ConfigError
 from vlmkit.paths import config_dir
+
+Group = TypeVar("Group")
 
 
 def require(condition: bool, key: str, value: object, rule: str) -> None:
@@ -607,7 +609,7 @@ class EvalsConfig:
     where: EvalsWhere = EvalsWhere.none
     schedule: list[EvalPhase] = field(default_factory=lambda: [EvalPhase()])  # a phase lasts until the next begins
     workers: int = 1  # processes that evaluate at the same time, for where=local
-    gpus: list[int] | None = None  # that these processes may see; null: the same as the run's
+    gpus: list[int] | None = None  # numbers of GPUs for these processes, one each, in turn; null: what the run sees
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -793,6 +795,24 @@ class StatusConfig:
     """Whose results are explained."""
 
     run: str = MISSING  # a run directory
+
+
+def read_group(cls: type[Group], plain: dict[str, Any]) -> Group:
+    """A group as config.yaml of a run has it: plain values.
+
+    Raises:
+        OmegaConfBaseException: There is a key, or a value, that this version does not know.
+        ConfigError: A value is out of range.
+    """
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), plain))  # type: ignore[return-value]
+
+
+def as_override(text: str) -> str:
+    """A value as Hydra must read it on a command line: only text, whatever it holds."""
+    # Backslashes mean something to Hydra before a quote or the end, and to OmegaConf before an interpolation.
+    plain = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), plain)
+    return f"'{escaped}'"
 
 
 # Name of the schema in the config store → (its group, its class). An option's yaml names its schema in its defaults.

@@ -11,7 +11,6 @@ Read next: ``model/answer.py`` (a question and its answer), ``model/packed.py`` 
 """
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmkit import entry
-from vlmkit.config import GenerateConfig
+from vlmkit.config import GenerateConfig, as_override
 from vlmkit.errors import ConfigError, UserError
 from vlmkit.local_files import find_pictures, newest_of_run
 from vlmkit.preflight import check_generation
@@ -102,10 +101,7 @@ def quoted(argument: str) -> str:
     name, _, value = argument.partition("=")
     if name != "prompt" and not (name in ("image", "ckpt", "out") and Path(value).expanduser().exists()):
         return argument
-    # Backslashes mean something to Hydra before a quote or the end, and to OmegaConf before an interpolation.
-    plain = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
-    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), plain)
-    return f"{name}='{escaped}'"
+    return f"{name}={as_override(value)}"
 
 
 def _start(config: GenerateConfig, _invocation: entry.Invocation) -> None:

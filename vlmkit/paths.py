@@ -152,3 +152,14 @@ def held_lock(path: Path, wait: bool) -> Iterator[None]:
         # Not flock: loader workers would inherit it.
         fcntl.lockf(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds a lock file."""
+    if not path.exists():
+        return False
+    try:
+        with held_lock(path, wait=False):
+            return False
+    except BlockingIOError:
+        return True

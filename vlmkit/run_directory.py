@@ -103,7 +103,7 @@ def check_run_dir(paths: RunPaths, config: TrainConfig) -> None:
     require_writable(paths.root, f"run_dir={paths.root}")
     if not paths.config.exists():
         return
-    there_config = _read_config(paths)
+    there_config = read_config(paths)
     there, here = (_flat(each, NOT_IDENTITY + SPLIT_OF_A_STEP) for each in (there_config, plain_config(config)))
     differing = [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)]
     if differing:
@@ -142,7 +142,7 @@ def claim(paths: RunPaths, config: TrainConfig) -> Iterator[None]:
         except OSError as error:
             raise UserError(f"run_dir={paths.root}: cannot be held: {error}; choose another run_dir") from error
         check_run_dir(paths, config)  # again: another run may have come and gone since the first look
-        begun_from = _origin(config.resume) or (paths.config.exists() and _origin(_read_config(paths)["resume"]))
+        begun_from = _origin(config.resume) or (paths.config.exists() and _origin(read_config(paths)["resume"]))
         written = plain_config(config) | {"resume": begun_from or config.resume}
         with whole_file(paths.config) as temporary:
             temporary.write_text(yaml.safe_dump(written, sort_keys=False))
@@ -151,11 +151,15 @@ def claim(paths: RunPaths, config: TrainConfig) -> Iterator[None]:
 
 def begun_from(paths: RunPaths) -> str:
     """Where the run in a claimed directory began: auto, never, or the checkpoint that its first start named."""
-    return str(_read_config(paths)["resume"])
+    return str(read_config(paths)["resume"])
 
 
-def _read_config(paths: RunPaths) -> dict[str, Any]:
-    """What config.yaml holds."""
+def read_config(paths: RunPaths) -> dict[str, Any]:
+    """What config.yaml of a run holds: plain values.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     try:
         config = yaml.safe_load(paths.config.read_text())
     except (yaml.YAMLError, OSError) as error:

@@ -1,6 +1,7 @@
 """Rows in metrics.jsonl and in the real wandb, offline: each step once, whatever was killed in between."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -13,11 +14,12 @@ import pytest
 from tests.conftest import command_environment
 from vlmkit.config import LoggerConfig, WandbMode
 from vlmkit.paths import RunPaths
-from vlmkit.tracking.jsonl import JsonlTracker, read_rows
+from vlmkit.tracking.jsonl import EVAL_STEP_KEY, JsonlTracker, read_last_step, read_results, read_rows
 from vlmkit.tracking.sinks import Trackers, build_tracker
 from vlmkit.tracking.wandb_sink import WandbTracker, read_wandb_file
 
 # Logs the steps of a run that goes on after a step, each with a value that tells the step; every fifth row has more.
+# Evaluations of checkpoints come late, are updated, and come back to what they were.
 TRAIN = """
 import os, signal, subprocess, sys
 from pathlib import Path
@@ -25,6 +27,7 @@ from vlmkit.config import LoggerConfig, WandbMode
 from vlmkit.paths import RunPaths
 from vlmkit.tracking.sinks import build_tracker
 
+EVALUATED = {9: [(5, 0.5)], 22: [(5, 0.75), (10, 0.25)], 30: [(5, 0.5)]}
 run, first, last, end = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 config = LoggerConfig(wandb=WandbMode.offline)
 with build_tracker(config, RunPaths(run), {"seed": 0}, first - 1, True, print) as tracker:
@@ -32,6 +35,8 @@ with build_tracker(config, RunPaths(run), {"seed": 0}, first - 1, True, print) a
         tracker.log(step, {"batch_loss": step / 7, "grad_norm": float("nan") if step == 3 else 1.0})
         if step % 5 == 0:
             tracker.log(step, {"val_loss": step / 3})
+        for due in EVALUATED.get(step, ()):
+            tracker.log_evaluation(due[0], {"lmms_eval/easyvqa_exact_match": due[1]})
     tracker.flush()
     if end == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -61,6 +66,9 @@ def in_wandb(run: Path) -> dict[int, dict[str, float]]:
     for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
         for row in read_wandb_file(path):
             values = {key: json.loads(value) for key, value in row.items() if not key.startswith("_")}
+            if EVAL_STEP_KEY in values:
+                assert "global_step" not in values  # wandb adds it to what it takes for a training row
+                continue
             step = values.pop("global_step")
             seen.update((step, key) for key in values)
             rows.setdefault(step, {}).update(values)
@@ -70,10 +78,42 @@ def in_wandb(run: Path) -> dict[int, dict[str, float]]:
 
 def in_jsonl(run: Path) -> dict[int, dict[str, float]]:
     """The lines of metrics.jsonl: step → values; one line a step, in order."""
-    rows = list(read_rows(run / "metrics.jsonl"))
+    rows = [row for row in read_rows(run / "metrics.jsonl") if EVAL_STEP_KEY not in row]
     steps = [row.pop("global_step") for row in rows]
     assert steps == list(range(1, len(steps) + 1))
     return dict(zip(steps, rows, strict=True))
+
+
+def evaluations_in_wandb(run: Path) -> list[tuple[int, dict[str, float]]]:
+    """The rows of evaluation results of all offline files, in order."""
+    found = []
+    for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
+        for row in read_wandb_file(path):
+            values = {key: json.loads(value) for key, value in row.items() if not key.startswith("_")}
+            if EVAL_STEP_KEY in values:
+                found.append((values.pop(EVAL_STEP_KEY), values))
+    return found
+
+
+def evaluations_in_jsonl(run: Path) -> list[tuple[int, dict[str, float]]]:
+    rows = [row for row in read_rows(run / "metrics.jsonl") if EVAL_STEP_KEY in row]
+    return [(row.pop(EVAL_STEP_KEY), row) for row in rows]
+
+
+def step_metrics_in_wandb(run: Path) -> dict[str, str]:
+    """Key → the key of its x axis, as wandb was told, or worked out itself."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    store, axes = DataStore(), {}
+    [path] = (run / "wandb").glob("offline-run-*/*.wandb")
+    store.open_for_scan(path)
+    while (data := store.scan_data()) is not None:
+        record = Record.FromString(data)
+        if record.HasField("metric") and record.metric.name:
+            axes[record.metric.name] = record.metric.step_metric
+    store.close()
+    return axes
 
 
 def without_nan(rows: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -104,6 +144,9 @@ def test_after_kill_9_each_step_is_there_once(tmp_path: Path, steps_before_kill:
     assert rows[3]["grad_norm"] is None
     assert rows[10] == {"batch_loss": 10 / 7, "grad_norm": 1.0, "val_loss": 10 / 3}
     assert without_nan(in_wandb(tmp_path)) == rows
+    evaluated = evaluations_in_jsonl(tmp_path)
+    assert [row["lmms_eval/easyvqa_exact_match"] for step, row in evaluated if step == 5][:3] == [0.5, 0.75, 0.5]
+    assert sorted(evaluated, key=str) == sorted(evaluations_in_wandb(tmp_path), key=str)
     run_id = (tmp_path / "wandb_run_id").read_text()
     assert [run_id in path.name for path in (tmp_path / "wandb").glob("offline-run-*")] == [True, True]
 
@@ -154,6 +197,43 @@ def test_what_comes_late_for_a_step_is_added_to_its_line(tmp_path: Path) -> None
                 tracker.log(1, {"batch_loss": 0.7})
             tracker.log(2, metrics)
     assert in_jsonl(tmp_path) == {1: {"batch_loss": 0.7}, 2: {"batch_loss": 0.5, "test_exact_match": 0.9}}
+
+
+def test_evaluations_have_their_own_axis_and_take_no_training_row_along(tmp_path: Path) -> None:
+    """Late, updated, for a step whose row is still being gathered; metrics.jsonl and wandb have the same."""
+    config = LoggerConfig(wandb=WandbMode.offline)
+    late = [(1, {"lmms_eval/easyvqa_exact_match": 0.5, "lmms_eval/easyvqa_exact_match_stderr": 0.1}),
+            (2, {"lmms_eval_limit8/easyvqa_exact_match": 0.25}), (1, {"lmms_eval/easyvqa_exact_match": 0.75})]  # fmt: skip
+    with build_tracker(config, RunPaths(tmp_path), {}, 0, True, print) as tracker:
+        for step in range(1, 5):
+            tracker.log(step, {"batch_loss": step / 2})
+            if step > 1:
+                tracker.log_evaluation(*late[step - 2])
+            tracker.log(step, {"val_loss": 1.0})
+    training = {step: {"batch_loss": step / 2, "val_loss": 1.0} for step in range(1, 5)}
+    assert in_wandb(tmp_path) == in_jsonl(tmp_path) == training
+    assert evaluations_in_wandb(tmp_path) == evaluations_in_jsonl(tmp_path) == late
+    assert read_results(tmp_path / "metrics.jsonl")[1]["lmms_eval/easyvqa_exact_match"] == 0.75
+    axes = step_metrics_in_wandb(tmp_path)
+    assert {axes[key] for _, row in late for key in row} == {EVAL_STEP_KEY}
+    assert axes["batch_loss"] == "global_step"
+
+
+def test_results_outlive_a_resume_and_a_torn_end_is_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with Trackers([JsonlTracker(path, 0)]) as tracker:
+        for step in (1, 2, 3):
+            tracker.log(step, {"batch_loss": 1.0})
+        tracker.log_evaluation(2, {"lmms_eval/x_acc": 0.5})
+        tracker.log(4, {"batch_loss": 1.0})
+    with path.open("a") as file:
+        file.write('{"<lmms-eval-step>": 2, "lmms_ev')
+    assert read_last_step(path) == 4
+    assert read_results(path) == {2: {"lmms_eval/x_acc": 0.5}}
+    JsonlTracker(path, math.inf).close()
+    assert read_last_step(path) == 4
+    JsonlTracker(path, 2).close()
+    assert (read_last_step(path), read_results(path)) == (2, {2: {"lmms_eval/x_acc": 0.5}})
 
 
 def test_lines_without_a_step_outlive_a_resume(tmp_path: Path) -> None:

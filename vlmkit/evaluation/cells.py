@@ -21,7 +21,7 @@ from typing import Any, Self
 from vlmkit.config import EvalSuiteConfig
 from vlmkit.errors import UserError
 from vlmkit.evaluation.samples import read_samples
-from vlmkit.paths import RunPaths, held_lock, whole_file
+from vlmkit.paths import RunPaths, held_lock, is_locked, whole_file
 from vlmkit.pretrained.files import file_stamps, find_folder, fingerprint
 
 CELL_FILE = "cell.json"
@@ -70,7 +70,7 @@ class Order:
     @property
     def folder_name(self) -> str:
         """Of its cell."""
-        return self.task if self.limit is None else f"{self.task}.limit{self.limit}"
+        return cell_name(self.task, self.limit)
 
 
 class CellState(Enum):
@@ -118,13 +118,7 @@ class Cell:
     @property
     def is_held(self) -> bool:
         """Whether another process works on it now."""
-        if not self._lock.exists():
-            return False
-        try:
-            with held_lock(self._lock, wait=False):
-                return False
-        except BlockingIOError:
-            return True
+        return is_locked(self._lock)
 
     @property
     def answered(self) -> int:
@@ -151,6 +145,11 @@ class Cell:
         with whole_file(self.folder / CELL_FILE) as temporary:
             temporary.write_text(json.dumps(_to_json(cell), indent=2, ensure_ascii=False) + "\n")
         return cell
+
+
+def cell_name(task: str, limit: int | None) -> str:
+    """Of the folder of a cell, inside that of its checkpoint."""
+    return task if limit is None else f"{task}.limit{limit}"
 
 
 def order_cell(subject: Subject, task: str, suite: EvalSuiteConfig, checkpoint_fingerprint: str) -> Order:

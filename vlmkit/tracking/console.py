@@ -6,6 +6,7 @@ from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     track,
 )
+from rich.table import Table
 
 from vlmkit.redact import redact
 
@@ -38,6 +40,15 @@ class Screen:
     def say(self, text: str) -> None:
         """A line."""
         self.console.print(redact(text), markup=False)
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """A table; outside a terminal its lines are as long as they need to be."""
+        table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            table.add_row(*(escape(redact(cell)) for cell in row))
+        unlimited = self.console.options.update(width=10_000)
+        width = None if self.console.is_terminal else Measurement.get(self.console, unlimited, table).maximum
+        self.console.print(table, width=width, soft_wrap=False)
 
     def watch(self, what: str) -> Callable[[Sequence[T]], Iterable[T]]:
         """A function that gives the items on, with a bar while they are worked through."""

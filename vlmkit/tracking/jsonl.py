@@ -4,21 +4,29 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vlmkit.paths import whole_file
 
 STEP_KEY = "global_step"
+EVAL_STEP_KEY = "<lmms-eval-step>"  # of the checkpoint, in rows of evaluation results: these have no global_step
 
 
 class JsonlTracker:
-    """RUN/metrics.jsonl: one object a line, one line a step.
+    """RUN/metrics.jsonl: one object a line, one line a step, and lines of evaluation results, which come when they do.
 
     It is the truth: the lines after the step that a run resumes from are taken out, and the steps are then run again.
     """
 
-    def __init__(self, path: Path, resumed_step: int) -> None:
+    def __init__(self, path: Path, resumed_step: float) -> None:
+        """Open it.
+
+        Args:
+            path: The file.
+            resumed_step: Later steps are cut; infinity where no step is run again.
+        """
         self._path = path
         self._last_step = -1
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +43,10 @@ class JsonlTracker:
         else:
             self._file.write(_line({STEP_KEY: step, **finite}))
             self._last_step = step
+
+    def write_evaluation(self, step: int, results: dict[str, float]) -> None:
+        """Append a line with results of a checkpoint; what it had under the same keys before is superseded."""
+        self._file.write(_line({EVAL_STEP_KEY: step, **{key: finite_or_none(value) for key, value in results.items()}}))
 
     def flush(self) -> None:
         """Wait until the lines are on disk: a checkpoint must not outlive the rows of its steps."""
@@ -64,7 +76,29 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, file)
 
 
-def keep_lines_up_to(path: Path, step: int, step_key: str) -> None:
+def read_results(path: Path) -> dict[int, dict[str, float | None]]:
+    """Step → key → what the last line says of it, for all evaluation results; the file may be being written."""
+    found: dict[int, dict[str, float | None]] = {}
+    for row in _rows_so_far(path):
+        if (step := row.pop(EVAL_STEP_KEY, None)) is not None:
+            found.setdefault(step, {}).update(row)
+    return found
+
+
+def read_last_step(path: Path) -> int:
+    """The last step that has a line; 0 if there is none. The file may be being written."""
+    return max((row.get(STEP_KEY, 0) for row in _rows_so_far(path)), default=0)
+
+
+def _rows_so_far(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects up to a line that is not whole; none if there is no file."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file, suppress(ValueError):
+        yield from map(json.loads, file)
+
+
+def keep_lines_up_to(path: Path, step: float, step_key: str) -> None:
     """Rewrite a file of JSON objects without later steps, and without what a crash left of its end.
 
     A line that has no step stays. What is no object ends the file: lines up to a checkpoint were on disk before it.

@@ -1,4 +1,7 @@
-"""Where metrics go: metrics.jsonl always, wandb if asked for. Both get the same keys, one row for each step."""
+"""Where metrics go: metrics.jsonl always, wandb if asked for. Both get the same keys, one row for each step.
+
+Results of evaluated checkpoints are rows of their own, over ``<lmms-eval-step>``: they come late, and may change.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +19,9 @@ class Tracker(Protocol):
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Write the row of a step; if the step has one already, this is what it lacks."""
+
+    def write_evaluation(self, step: int, results: dict[str, float]) -> None:
+        """Write results of the checkpoint of a step: new ones, or changed ones."""
 
     def flush(self) -> None:
         """See to it that what was written is on disk, as far as that is in the tracker's hands."""
@@ -46,6 +52,12 @@ class Expendable:
         with self._tolerant():
             if self._tracker:
                 self._tracker.write(step, metrics)
+
+    def write_evaluation(self, step: int, results: dict[str, float]) -> None:
+        """Write the results, if the tracker still works."""
+        with self._tolerant():
+            if self._tracker:
+                self._tracker.write_evaluation(step, results)
 
     def flush(self) -> None:
         """Flush, if the tracker still works."""
@@ -85,6 +97,11 @@ class Trackers:
             self._step = step
         self._row |= metrics
 
+    def log_evaluation(self, step: int, results: dict[str, float]) -> None:
+        """Write results of the checkpoint of a step at once, beside the rows of steps."""
+        for tracker in self._trackers:
+            tracker.write_evaluation(step, results)
+
     def flush(self) -> None:
         """Write the row that is being gathered, and wait until it is on disk: to be called before a checkpoint."""
         self._write()
@@ -110,7 +127,7 @@ def build_tracker(
     config: LoggerConfig,
     paths: RunPaths,
     run_config: dict[str, Any],
-    resumed_step: int,
+    resumed_step: float,
     is_main: bool,
     say: Callable[[str], None],
 ) -> Trackers:
@@ -120,7 +137,7 @@ def build_tracker(
         config: Which.
         paths: Where.
         run_config: What wandb is told of the run's config: ``plain_config``, which has no secrets.
-        resumed_step: The step that the run goes on from; 0 at the start.
+        resumed_step: The step that the run goes on from; 0 at the start, infinity if it does not go on.
         is_main: Whether this is the main process.
         say: Gets a line if wandb fails.
     """

@@ -1,8 +1,10 @@
 """Metrics in wandb: online or offline without a question, each step once, however often the run was stopped."""
 
+import json
 import math
 import netrc
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
@@ -13,9 +15,10 @@ from urllib.parse import urlparse
 from vlmkit.config import LoggerConfig, WandbMode
 from vlmkit.paths import RunPaths, whole_file
 from vlmkit.redact import redact
-from vlmkit.tracking.jsonl import STEP_KEY, read_rows
+from vlmkit.tracking.jsonl import EVAL_STEP_KEY, STEP_KEY, finite_or_none, read_rows
 
 Row = dict[str, Any]
+Result = tuple[int, str, float | None]  # step of the checkpoint, key, value; None for what is no number
 
 
 class WandbTracker:
@@ -23,7 +26,8 @@ class WandbTracker:
 
     wandb's service loses what it has not yet sent or written when a run is killed, and it keeps the steps that a
     resumed run repeats. So the start asks what wandb has: rows of metrics.jsonl that it lacks are handed in, and
-    steps that it has are not sent again (they are the same ones).
+    steps that it has are not sent again (they are the same ones). Rows of evaluation results are told apart by their
+    values, which may change.
     """
 
     def __init__(
@@ -58,7 +62,10 @@ class WandbTracker:
         )
         self._run.define_metric(STEP_KEY)
         self._run.define_metric("*", step_metric=STEP_KEY)
+        self._run.define_metric(EVAL_STEP_KEY)
+        self._on_eval_axis: set[str] = set()
         self._had: dict[int, frozenset[str]] = {}
+        self._had_results: Counter[Result] = Counter()
         self._hand_in(paths, online, say)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -66,6 +73,21 @@ class WandbTracker:
         new = {key: value for key, value in metrics.items() if key not in self._had.get(step, ())}
         if new:
             self._run.log({STEP_KEY: step, **new})
+
+    def write_evaluation(self, step: int, results: dict[str, float]) -> None:
+        """Log what wandb lacks of the results of a checkpoint, over the checkpoints' own axis."""
+        new = {}
+        for key, value in results.items():
+            result = (step, key, finite_or_none(value))
+            if self._had_results[result]:
+                self._had_results[result] -= 1
+            else:
+                new[key] = value
+        for key in new.keys() - self._on_eval_axis:  # by its full name: of patterns that fit wandb takes any, "*" too
+            self._run.define_metric(key, step_metric=EVAL_STEP_KEY)
+            self._on_eval_axis.add(key)
+        if new:
+            self._run.log({EVAL_STEP_KEY: step, **new})
 
     def flush(self) -> None:
         """Nothing: wandb writes when it likes; what it loses to a kill the next start hands in."""
@@ -77,13 +99,17 @@ class WandbTracker:
     def _hand_in(self, paths: RunPaths, online: bool, say: Callable[[str], None]) -> None:
         """Find out what wandb has and send what it lacks of metrics.jsonl."""
         try:
-            self._had = keys_of_steps(_rows_that_wandb_has(self._run, paths, online))
+            self._had, self._had_results = take_stock(_rows_that_wandb_has(self._run, paths, online))
         except Exception as error:  # what is read is wandb's own format, or comes over the network
             say(f"warning: wandb: cannot tell which steps it has ({error}): some may be missing or twice there")
             return
         for row in read_rows(paths.metrics):
-            if (step := row.pop(STEP_KEY, None)) is not None:
-                self.write(step, {key: math.nan if value is None else value for key, value in row.items()})
+            step, eval_step = row.pop(STEP_KEY, None), row.pop(EVAL_STEP_KEY, None)
+            values = {key: math.nan if value is None else value for key, value in row.items()}
+            if step is not None:
+                self.write(step, values)
+            elif eval_step is not None:
+                self.write_evaluation(eval_step, values)
 
     @staticmethod
     def abandon() -> None:
@@ -94,16 +120,29 @@ class WandbTracker:
             wandb.teardown(exit_code=1)
 
 
-def keys_of_steps(rows: Iterable[Row]) -> dict[int, frozenset[str]]:
-    """What wandb has of each step; nearly all steps have the same keys, which are kept once."""
+def take_stock(rows: Iterable[Row]) -> tuple[dict[int, frozenset[str]], Counter[Result]]:
+    """What wandb has: the keys of each step, and how often each evaluation result.
+
+    Nearly all steps have the same keys, which are kept once. A result that came back after another one is there twice.
+    """
     same: dict[frozenset[str], frozenset[str]] = {}
-    found: dict[int, frozenset[str]] = {}
+    keys_of_steps: dict[int, frozenset[str]] = {}
+    results: Counter[Result] = Counter()
     for row in rows:
         if STEP_KEY in row:
             step = int(row[STEP_KEY])
-            keys = found.get(step, frozenset()).union(row)
-            found[step] = same.setdefault(keys, keys)
-    return found
+            keys = keys_of_steps.get(step, frozenset()).union(row)
+            keys_of_steps[step] = same.setdefault(keys, keys)
+        elif EVAL_STEP_KEY in row:
+            step = int(row[EVAL_STEP_KEY])
+            own = (key for key in row if key != EVAL_STEP_KEY and not key.startswith("_"))
+            results.update((step, key, _number(row[key])) for key in own)
+    return keys_of_steps, results
+
+
+def _number(value: Any) -> float | None:
+    """A value as wandb's file (JSON text) or its server has it."""
+    return finite_or_none(float(json.loads(value) if isinstance(value, str) else value))
 
 
 def _rows_that_wandb_has(run: Any, paths: RunPaths, online: bool) -> Iterator[Row]:
