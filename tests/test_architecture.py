@@ -31,6 +31,7 @@ HOMES = {
     "datasets": {"data/sources.py", "data/files.py", "tracking/quiet.py"},
     "pyarrow": {"data/files.py", "data/sources.py"},
     "numba": {"data/best_fit.py"},
+    "lmms_eval": {"evaluation/lmms_model.py", "evaluation/lmms_plugin.py", "evaluation/tasks.py"},
     "easy_vqa": {"data/sources.py", "assets/make_tiny_tokenizer.py"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
