@@ -94,7 +94,8 @@ class VLMKit(lmms):  # type: ignore[misc]
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """How likely each continuation is: what ``likelihood_for`` says the task wants.
 
-        In an envelope: lmms-eval 0.7.3 makes a string of a pair that comes without one.
+        In an envelope: lmms-eval 0.7.3 makes a string of a pair that comes without one. Its response cache
+        (``--use_cache``) cannot keep likelihoods for the same reason.
 
         Raises:
             UserError: As for ``generate_until``.
