@@ -72,11 +72,13 @@ COLUMNS = ("checkpoint", "task", "metric", "value", "± s.e.", "samples", "secon
 
 def _rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
     """A line for each metric, or for what became of a cell without any."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for cell in cells:
         place = cell.folder.parent.name, cell.folder.name
         if cell.state is not CellState.done:
-            rows.append((*place, f"{cell.state.value}: {cell.reason}" if cell.reason else cell.state.value, "", "", "", ""))
+            rows.append(
+                (*place, f"{cell.state.value}: {cell.reason}" if cell.reason else cell.state.value, "", "", "", "")
+            )
             continue
         for name, metric in cell.metrics.items():
             stderr = "" if metric.stderr is None else f"{metric.stderr:.4f}"

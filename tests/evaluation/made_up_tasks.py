@@ -92,9 +92,7 @@ def ocrbench() -> MadeUpTask:
          "answer": answer, "image": picture(n)}
         for n, (kind, answer) in enumerate(zip(kinds, answers, strict=True))
     ]  # fmt: skip
-    features = Features(
-        {"dataset": TEXT, "question": TEXT, "question_type": TEXT, "answer": TEXTS, "image": Image()}
-    )
+    features = Features({"dataset": TEXT, "question": TEXT, "question_type": TEXT, "answer": TEXTS, "image": Image()})
     right = ["it says cafe", "main street", "Total: 12.50", "x^2+1"]
     return MadeUpTask("test", features, rows, right, ["bar"] * 4, {"ocrbench_accuracy": 4 / 1000})
 
@@ -154,9 +152,7 @@ def scienceqa() -> MadeUpTask:
                                     "answer": answer, "hint": "Look." if n else ""}
         for n, (image, answer) in enumerate([(picture(1), 0), (None, 2), (None, 1), (picture(1), 1)])
     ]  # fmt: skip
-    features = Features(
-        dict.fromkeys(texts, TEXT) | {"image": Image(), "choices": TEXTS, "answer": Value("int8")}
-    )
+    features = Features(dict.fromkeys(texts, TEXT) | {"image": Image(), "choices": TEXTS, "answer": Value("int8")})
     right = ["A", "C. blue", "b", "B."]
     return MadeUpTask("test", features, rows, right, ["B", "A. red", "c", "C"], {"exact_match": 1.0})
 
@@ -169,9 +165,7 @@ def mme() -> MadeUpTask:
         for at, (category, number) in enumerate(pairs)
         for answer in ("Yes", "No")
     ]  # fmt: skip
-    features = Features(
-        {"question_id": TEXT, "image": Image(), "question": TEXT, "answer": TEXT, "category": TEXT}
-    )
+    features = Features({"question_id": TEXT, "image": Image(), "question": TEXT, "answer": TEXT, "category": TEXT})
     best = {"mme_perception_score": 400.0, "mme_cognition_score": 400.0}
     return MadeUpTask("test", features, rows, ["Yes.", "no"] * 5, ["No", "yes, it is"] * 5, best)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import composed
 from tests.evaluation import made_up_cells as made
-from vlmkit.config import EvalPhase, EvalsConfig, EvalsWhere, EvalSuiteConfig
+from vlmkit.config import EvalPhase, EvalsConfig, EvalSuiteConfig, EvalsWhere
 from vlmkit.evaluation.schedule import Schedule
 from vlmkit.paths import RunPaths
 from vlmkit.run_directory import plain_config

@@ -1,4 +1,4 @@
-"""The task code of lmms-eval on made-up rows with the real columns, through a whole cell; what cannot be done is told."""
+"""The task code of lmms-eval on made-up rows with the real columns, in whole cells; what cannot be done is told."""
 
 from argparse import Namespace
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.evaluation.made_up_tasks import TASKS, MadeUpModel, MadeUpTask, number_in
+from tests.evaluation.made_up_tasks import TASKS, MadeUpModel, number_in
 from vlmkit.config import EvalSuiteConfig, TrainerConfig
 from vlmkit.distributed import Ranks
 from vlmkit.errors import ConfigError, UserError

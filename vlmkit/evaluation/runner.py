@@ -7,7 +7,7 @@ was, with at most one batch asked twice. What goes wrong with one cell is writte
 import errno
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -69,11 +69,9 @@ class CellRunner:
                 result[number] = cell
         return result
 
-    def _run_checkpoint(
-        self, checkpoint: str, cells: dict[int, Cell], tasks: dict[int, LmmsTask]
-    ) -> dict[int, Cell]:
+    def _run_checkpoint(self, checkpoint: str, cells: dict[int, Cell], tasks: dict[int, LmmsTask]) -> dict[int, Cell]:
         try:
-            self.ranks.run_on_main(lambda: [_require_same(cell) for cell in cells.values()])
+            self.ranks.run_on_main(lambda: _require_same(cells.values()))
             model = self._on_all(lambda: self.load_model(checkpoint, self.ranks.device))
         except UserError as error:
             return {number: self._fail(cell, str(error)) for number, cell in cells.items()}
@@ -247,12 +245,12 @@ def _circumstances(task: LmmsTask, ranks: Ranks, started: float, answered_before
     }
 
 
-def _require_same(cell: Cell) -> None:
-    """Raise UserError if the checkpoint has become another one since the cell was planned."""
-    order = cell.order
-    subject = Subject(order.checkpoint, order.step, cell.folder.parent)
-    if checkpoint_fingerprint(subject) != order.fingerprint:
-        raise UserError(f"{order.checkpoint}: is another checkpoint than the one that was to be evaluated")
+def _require_same(cells: Iterable[Cell]) -> None:
+    """Raise UserError if the checkpoint has become another one since the cells were planned."""
+    for cell in cells:
+        order = cell.order
+        if checkpoint_fingerprint(Subject(order.checkpoint, order.step, cell.folder.parent)) != order.fingerprint:
+            raise UserError(f"{order.checkpoint}: is another checkpoint than the one that was to be evaluated")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The tasks of lmms-eval: loading one, its requests, its scores. What is wrong with a task is told before a model loads.
+"""The tasks of lmms-eval: loading one, its requests, its scores. What is wrong with it is told before a model loads.
 
 Prompts, data and scores are lmms-eval's own. Kept from it are its retries, which wait for seconds before they tell the
 same, what it prints, and what its modules remember of an evaluation before.
@@ -24,13 +24,13 @@ import datasets
 from loguru import logger
 
 from vlmkit.errors import ConfigError, UserError
-from vlmkit.evaluation.answering import Request
+from vlmkit.evaluation.answering import Answered, Request
 from vlmkit.evaluation.cells import Metric, Order
 from vlmkit.evaluation.judges import find_judge, has_key
 from vlmkit.evaluation.samples import Line
 from vlmkit.evaluation.scoring import Aggregate, Document, score_metric
 from vlmkit.evaluation.task_names import OWN_TASKS, find_task_folder, is_own
-from vlmkit.model.answer import GenerationSettings
+from vlmkit.model.answer import GenerationSettings, Loglikelihood
 from vlmkit.pretrained.files import hub_or_offline
 
 with warnings.catch_warnings():
@@ -41,7 +41,7 @@ with warnings.catch_warnings():
     from lmms_eval.filters.transformation import StripThinkingFilter
     from lmms_eval.tasks import TaskManager
 
-    from vlmkit.evaluation.lmms_model import request_of
+    from vlmkit.evaluation.lmms_model import likelihood_for, request_of
 
 KINDS = {"generate_until": "chat", "loglikelihood": "simple", "multiple_choice": "simple"}  # output type → of task
 EXAMPLES_SEED = 1234  # of the examples in a prompt, for the tasks that have some; lmms-eval's own
@@ -116,7 +116,7 @@ class LmmsTask:
             instance.resps, instance.filtered_resps = [], {}
         for index, instance in enumerate(self._instances):
             if instance.doc_id not in failed:
-                instance.resps.append(_response(answers[index], self.task.OUTPUT_TYPE))
+                instance.resps.append(_response(answers[index], instance))
         scored = [instance for instance in self.task.instances if instance.doc_id not in failed]
         for each in _filters(self.task):
             each.apply(scored, self.task.task_docs)
@@ -319,11 +319,12 @@ def _filters(task: ConfigurableTask) -> list[Any]:
     return filters
 
 
-def _response(line: Line, output_type: str) -> Any:
-    """What a model of lmms-eval returns: a text, or how likely one is; for multiple_choice it wants a loss."""
+def _response(line: Line, instance: Instance) -> Any:
+    """What a model of lmms-eval would have returned."""
     if "logprob" not in line:
         return line["answer"]
-    return (-line["logprob"] if output_type == "multiple_choice" else line["logprob"], line["is_greedy"])
+    likely = Loglikelihood(line["logprob"], line["is_greedy"])
+    return likelihood_for(instance, Answered(line["index"], loglikelihood=likely))
 
 
 def _without(tags: Any, response: Any) -> Any:

@@ -10,7 +10,7 @@ from vlmkit.data.sources import read_easyvqa_test
 FEATURES = Features({"image": Image(), "question": Value("string"), "answers": List(Value("string"))})
 
 
-class EasyVQA(ConfigurableMessagesTask):
+class EasyVQA(ConfigurableMessagesTask):  # type: ignore[misc]
     """One document for each question, in the package's order."""
 
     def __init__(self, config: dict[str, Any]) -> None:
