@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from vlmkit.config import EvalConfig, GenerateConfig, ModelConfig, TrainConfig, WandbMode
+from vlmkit.config import EvalConfig, EvalsWhere, GenerateConfig, ModelConfig, TrainConfig, WandbMode
 from vlmkit.errors import ConfigError
 from vlmkit.evaluation.subjects import find_subjects
 from vlmkit.evaluation.task_names import find_task_folder
@@ -26,6 +26,8 @@ def check_training(config: TrainConfig, paths: RunPaths) -> None:
         require_package("wandb", "wandb", f"logger.wandb={config.logger.wandb.value}")
     if config.logger.wandb is WandbMode.online and not has_wandb_key():
         raise ConfigError("logger.wandb=online: needs an API key: set WANDB_API_KEY or use logger.wandb=offline")
+    if config.evals.where is not EvalsWhere.none:
+        require_package("lmms_eval", "'vlmkit[eval]'", f"evals={config.evals.where.value}")
     if config.push_to_hub is not None:
         check_hub_token(config.push_to_hub)
     begun = paths.newest_checkpoint is not None  # then the run goes on from its own, wherever it began

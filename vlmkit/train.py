@@ -11,6 +11,7 @@
 import signal
 import sys
 from contextlib import ExitStack
+from functools import partial
 
 from vlmkit import entry, run_directory
 from vlmkit.config import TrainConfig
@@ -28,6 +29,9 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
     from vlmkit.data.pipeline import build_training_data
     from vlmkit.distributed import Ranks
     from vlmkit.evaluation.exact_match import load_test, run_test
+    from vlmkit.evaluation.in_training import EvaluateCheckpoints
+    from vlmkit.evaluation.schedule import Schedule
+    from vlmkit.evaluation.workers import build_workers
     from vlmkit.interrupt import StopSignal
     from vlmkit.model.attention import choose_attention
     from vlmkit.model.build import build_model
@@ -74,8 +78,9 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         data = build_training_data(config, encoder, ranks.rank, ranks.world_size, screen.watch("measuring samples"))
         trainer = Trainer(model, config, ranks)
         data_keys = run_directory.data_keys(config, data.packs_per_step, data.contents(tokenizer))
+        in_need = partial(Schedule.of(config).steps_in_need, paths)
         checkpoints = stack.enter_context(
-            Checkpoints(paths, config.trainer, trainer, tokenizer, layout, ranks, data_keys)
+            Checkpoints(paths, config.trainer, trainer, tokenizer, layout, ranks, data_keys, in_need)
         )
         start = checkpoints.restore(begin_from, data.start)
         tracker = stack.enter_context(
@@ -89,6 +94,9 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         throughput = Throughput(model.hf.config, trainer.optimizer, ranks)
         validate = Validate(model, data.validation, interval, total, tracker, screen, ranks)
 
+        workers = build_workers(config.evals, screen, stop, ranks)
+        evaluate = stack.enter_context(EvaluateCheckpoints(config, paths, workers, tracker, screen, stop, ranks))
+
         def save(progress: Progress) -> None:
             tracker.flush()  # first: a run that goes on from the checkpoint does not write these rows again
             checkpoints.save(progress)
@@ -101,6 +109,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
                 ShowProgress(bar, total),
                 validate,
                 SaveCheckpoints(save, validate.loss_at, interval, total),
+                evaluate,
             ]
             end = run_steps(trainer, data.steps_from(start.position), start, callbacks, stop, ranks)
         save(end)
@@ -110,6 +119,8 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
             if result := done or run_test(paths, total, data.test, data.rows(), ranks, screen, stop):
                 tracker.log(total, result.metrics)
                 screen.say(str(result))
+        evaluate.finish()
+        checkpoints.tidy()
         stopped = stop.reached_any(ranks)
         for line in what_was_met(data, end, bad_samples.left_out, bad_samples.describe()):
             screen.say(line)

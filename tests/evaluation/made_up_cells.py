@@ -4,7 +4,15 @@ import json
 from pathlib import Path
 
 from vlmkit.config import EvalSuiteConfig
-from vlmkit.evaluation.cells import Cell, CellState, Metric, Subject, order_cell, plan_cell
+from vlmkit.evaluation.cells import (
+    Cell,
+    CellState,
+    Metric,
+    Subject,
+    checkpoint_fingerprint,
+    order_cell,
+    plan_cell,
+)
 from vlmkit.paths import RunPaths
 
 
@@ -19,7 +27,8 @@ def checkpoint(paths: RunPaths, step: int) -> None:
 def planned(paths: RunPaths, step: int, task: str, limit: int | None = None) -> Cell:
     """A cell that was ordered."""
     subject = Subject.of_run(paths, step)
-    return plan_cell(subject.folder, order_cell(subject, task, EvalSuiteConfig(limit=limit), "a fingerprint"))
+    fingerprint = checkpoint_fingerprint(subject) if paths.checkpoint(step).is_dir() else "a fingerprint"
+    return plan_cell(subject.folder, order_cell(subject, task, EvalSuiteConfig(limit=limit), fingerprint))
 
 
 def begun(paths: RunPaths, step: int, task: str, requests: int = 4, answered: int = 2) -> Cell:

@@ -202,8 +202,11 @@ def test_what_comes_late_for_a_step_is_added_to_its_line(tmp_path: Path) -> None
 def test_evaluations_have_their_own_axis_and_take_no_training_row_along(tmp_path: Path) -> None:
     """Late, updated, for a step whose row is still being gathered; metrics.jsonl and wandb have the same."""
     config = LoggerConfig(wandb=WandbMode.offline)
-    late = [(1, {"lmms_eval/easyvqa_exact_match": 0.5, "lmms_eval/easyvqa_exact_match_stderr": 0.1}),
-            (2, {"lmms_eval_limit8/easyvqa_exact_match": 0.25}), (1, {"lmms_eval/easyvqa_exact_match": 0.75})]  # fmt: skip
+    late = [
+        (1, {"lmms_eval/easyvqa_exact_match": 0.5, "lmms_eval/easyvqa_exact_match_stderr": 0.1}),
+        (2, {"lmms_eval_limit8/easyvqa_exact_match": 0.25}),
+        (1, {"lmms_eval/easyvqa_exact_match": 0.75}),
+    ]
     with build_tracker(config, RunPaths(tmp_path), {}, 0, True, print) as tracker:
         for step in range(1, 5):
             tracker.log(step, {"batch_loss": step / 2})

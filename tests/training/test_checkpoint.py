@@ -119,6 +119,30 @@ def test_rotation_keeps_the_newest_every_nth_and_the_best(
     assert kept(paths) == left
 
 
+def test_rotation_leaves_what_others_wait_for(paths: RunPaths) -> None:
+    fake_checkpoints(paths, {1: 3.0, 2: 2.0, 3: 1.0, 4: 0.5})
+    config = small_config("trainer.keep_last=1").trainer
+    remove_surplus(paths, config, in_need={2, 7})
+    assert kept(paths) == [2, 4]
+    remove_surplus(paths, config)
+    assert kept(paths) == [4]
+
+
+def test_a_save_asks_what_others_wait_for_and_so_does_the_end(paths: RunPaths) -> None:
+    config = small_config("trainer.keep_last=1", "trainer.keep_best=false")
+    trainer, ranks = build_trainer(config)
+    encoder, needed = encoder_of(config), {1}
+    checkpoints = Checkpoints(
+        paths, config.trainer, trainer, encoder.tokenizer, encoder.layout, ranks, KEYS, lambda: needed
+    )
+    for step in (1, 2, 3):
+        checkpoints.save(Progress(step, Position(0, step)))
+    assert kept(paths) == [1, 3]
+    needed.clear()
+    checkpoints.tidy()
+    assert kept(paths) == [3]
+
+
 def test_nothing_half_written_or_half_removed_is_taken_for_a_checkpoint(paths: RunPaths) -> None:
     fake_checkpoints(paths, {9: None, 10: None})
     (paths.checkpoints / ".step_11.tmp" / "half").mkdir(parents=True)

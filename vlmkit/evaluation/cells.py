@@ -25,6 +25,7 @@ from vlmkit.paths import RunPaths, held_lock, is_locked, whole_file
 from vlmkit.pretrained.files import file_stamps, find_folder, fingerprint
 
 CELL_FILE = "cell.json"
+CHECKPOINT_FILE = ".checkpoint.json"  # in the folder of the cells: which checkpoint they are to be of
 FORMAT = 1  # goes up when an older cell.json means something else
 
 
@@ -230,17 +231,39 @@ def checkpoint_fingerprint(subject: Subject) -> str:
     """
     folder = find_folder(subject.checkpoint, "ckpt", with_weights=True)
     stamps = file_stamps(folder)
-    known = subject.folder / ".checkpoint.json"
-    try:
-        said = json.loads(known.read_text())
-        if said["files"] == stamps:
-            return str(said["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    known, known_stamps = _known_checkpoint(subject.folder)
+    if known is not None and known_stamps == stamps:
+        return known
     found = fingerprint(folder)
-    with whole_file(known) as temporary:
+    with whole_file(subject.folder / CHECKPOINT_FILE) as temporary:
         temporary.write_text(json.dumps({"fingerprint": found, "files": stamps}))
     return found
+
+
+def current_fingerprint(folder: Path) -> str | None:
+    """Which checkpoint a folder of cells is about: the one they were last planned for, else that of the newest cell."""
+    known, _ = _known_checkpoint(folder)
+    if known is not None:
+        return known
+    cells = read_cells(folder)
+    return max(cells, key=_last_change).order.fingerprint if cells else None
+
+
+def _known_checkpoint(folder: Path) -> tuple[str | None, Any]:
+    """Its fingerprint when cells were last planned here, and the stamps of its files then."""
+    try:
+        said = json.loads((folder / CHECKPOINT_FILE).read_text())
+        return str(said["fingerprint"]), said["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None
+
+
+def _last_change(cell: Cell) -> int:
+    """When its file was last written, in ns; 0 if it has gone meanwhile."""
+    try:
+        return (cell.folder / CELL_FILE).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _put_aside(cell: Cell) -> None:

@@ -28,8 +28,16 @@ SECONDS_BETWEEN_LINES = 30  # of progress, where there is no bar
 class Screen:
     """The terminal of the main process; other processes have a silent one."""
 
-    def __init__(self, is_main: bool = True) -> None:
-        self.console = Console(quiet=not is_main, soft_wrap=True, highlight=False)
+    def __init__(self, is_main: bool = True, bars: bool = True) -> None:
+        """Write to standard output.
+
+        Args:
+            is_main: Whether this process is the main one.
+            bars: Whether progress is shown as bars on a terminal, of which there can be one at a time; else as lines.
+        """
+        self.console = Console(
+            quiet=not is_main, soft_wrap=True, highlight=False, force_terminal=None if bars else False
+        )
 
     def banner(self, title: str, facts: dict[str, str]) -> None:
         """A title and a table of facts."""

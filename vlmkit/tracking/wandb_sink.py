@@ -148,8 +148,9 @@ def _number(value: Any) -> float | None:
 def _rows_that_wandb_has(run: Any, paths: RunPaths, online: bool) -> Iterator[Row]:
     """The rows of earlier starts: those that were kept offline, and those on the server."""
     # A folder run-… is of a start online; how much of it arrived is the server's to say, where it can be asked.
+    # Two starts within a second: wandb puts -1 behind the name of the second's.
     started = "offline-run-*" if online else "*run-*"
-    yield from chain.from_iterable(map(read_wandb_file, (paths.root / "wandb").glob(f"{started}-{run.id}/*.wandb")))
+    yield from chain.from_iterable(map(read_wandb_file, (paths.root / "wandb").glob(f"{started}-{run.id}*/*.wandb")))
     if online and run.resumed:
         import wandb
 

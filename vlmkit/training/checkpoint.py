@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -55,7 +56,21 @@ class Checkpoints:
         layout: ImageLayout,
         ranks: Ranks,
         data_keys: dict[str, Any],
+        steps_in_need: Callable[[], set[int]] = set,
     ) -> None:
+        """Know what a checkpoint is made of.
+
+        Args:
+            paths: The run.
+            config: Which checkpoints are kept, and whether they are written in the background.
+            trainer: Has the weights and the optimizer.
+            tokenizer: Is saved beside them.
+            layout: The same.
+            ranks: The processes.
+            data_keys: All that a position in the data depends on.
+            steps_in_need: Gives the steps whose checkpoints are waited for by others and stay for now; asked for by
+                the thread that writes in the background.
+        """
         self._paths = paths
         self._config = config
         self._hf = trainer.model.hf
@@ -63,7 +78,8 @@ class Checkpoints:
         self._tokenizer = tokenizer
         self._layout = layout
         self._ranks = ranks
-        self._data_keys = data_keys  # all that a position in the data depends on
+        self._data_keys = data_keys
+        self._steps_in_need = steps_in_need
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
         self._newest_step = 0
@@ -105,6 +121,10 @@ class Checkpoints:
         writing, self._writing = self._writing, None
         if self._config.save_in_background:
             self._ranks.run_on_main(writing.result if writing else lambda: None)
+
+    def tidy(self) -> None:
+        """Remove what need not be kept any more, now that others have what they waited for."""
+        self._ranks.run_on_main(lambda: remove_surplus(self._paths, self._config, self._steps_in_need()))
 
     def restore(self, folder: Path | None, beginning: DataPosition) -> Progress:
         """Take optimizer, random states and the place in the data from a checkpoint whose weights the model has.
@@ -188,7 +208,7 @@ class Checkpoints:
             raise UserError(
                 f"{target}: cannot write this checkpoint: {error}; the same command goes on from the one before"
             ) from error
-        remove_surplus(self._paths, self._config)
+        remove_surplus(self._paths, self._config, self._steps_in_need())
 
     def _write_files(self, folder: Path, snapshot: _Snapshot) -> None:
         state = folder / TRAINER_STATE
@@ -241,8 +261,14 @@ def remove_half_written(paths: RunPaths) -> None:
         shutil.rmtree(folder)
 
 
-def remove_surplus(paths: RunPaths, config: TrainerConfig) -> None:
-    """Remove the checkpoints that are neither among the newest, nor at a kept step, nor the best on validation."""
+def remove_surplus(paths: RunPaths, config: TrainerConfig, in_need: Set[int] = frozenset()) -> None:
+    """Remove the checkpoints that are neither among the newest, nor at a kept step, nor the best, nor in need.
+
+    Args:
+        paths: The run.
+        config: Which are kept; the best is that of the lowest validation loss.
+        in_need: Steps whose checkpoints others still wait for.
+    """
     if config.keep_last is None:
         return
     found = paths.all_checkpoints
@@ -252,7 +278,7 @@ def remove_surplus(paths: RunPaths, config: TrainerConfig) -> None:
     if config.keep_best:
         known = [(loss, step) for step, folder in found.items() if (loss := _val_loss(folder)) is not None]
         keep |= {step for _, step in sorted(known)[:1]}
-    for step in found.keys() - keep:
+    for step in found.keys() - keep - in_need:
         hidden = found[step].with_name(f".{found[step].name}.tmp")
         with suppress(OSError):  # the next start removes it
             found[step].rename(hidden)  # a removal that is killed leaves nothing that looks whole

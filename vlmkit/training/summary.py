@@ -43,7 +43,7 @@ def last_words(paths: RunPaths, end: Progress, total: int, stopped: bool) -> str
     checkpoint = paths.checkpoint(end.step)
     if stopped:
         saved = f"saved {shown(checkpoint)}" if checkpoint.exists() else "nothing to save yet"
-        where = f"after step {end.step} of {total}" if end.step < total else "before the test was done"
+        where = f"after step {end.step} of {total}" if end.step < total else "before all was tested"
         return f"stopped {where}; {saved}; the same command goes on from here"
     if end.step < total:
         return f"the data ended after step {end.step} of {total}; saved {shown(checkpoint)}"

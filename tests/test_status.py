@@ -1,0 +1,207 @@
+"""What ``python -m vlmkit.status`` says of each state a result can be in: why it is missing, and what helps."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import Run, command_environment, composed
+from tests.evaluation import made_up_cells as made
+from vlmkit.evaluation.delivery import News, deliver_late
+from vlmkit.evaluation.standing import RunStanding, Standing, State
+from vlmkit.paths import RunPaths
+from vlmkit.run_directory import plain_config, read_config
+from vlmkit.status import describe_wandb, show_status
+from vlmkit.tracking.console import Screen
+from vlmkit.tracking.jsonl import JsonlTracker
+
+HOLD = "import fcntl, signal, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, 2); print(flush=True); signal.pause()"
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    """A run that came to step 10 of 12, with a checkpoint at 4 and 8."""
+    paths = RunPaths(tmp_path / "run")
+    make_run(paths)
+    return paths
+
+
+def make_run(paths: RunPaths, *overrides: str) -> None:
+    config = composed("train", "evals=local", "eval_suite.tasks=[mmstar]", "trainer.eval_interval=4", "logger=none",
+                      "trainer.max_training_steps=12", "trainer.stats_log_interval=3", *overrides)  # fmt: skip
+    paths.root.mkdir(exist_ok=True)
+    paths.config.write_text(yaml.safe_dump(plain_config(config)))
+    tracker = JsonlTracker(paths.metrics, 0)
+    for step in range(1, 11):
+        tracker.write(step, {"batch_loss": 1.0})
+    tracker.close()
+    for step in (4, 8):
+        made.checkpoint(paths, step)
+
+
+class Held:
+    """Another process that holds a lock."""
+
+    def __init__(self, lock: Path) -> None:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        self._process = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE)
+
+    def __enter__(self) -> None:
+        assert self._process.stdout is not None
+        self._process.stdout.readline()
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def standing(paths: RunPaths, step: int = 4) -> Standing:
+    """Of the only task of a step."""
+    run = RunStanding(paths, read_config(paths))
+    [found] = [each for each in run.standings() if each.step == step]
+    return found
+
+
+def test_due_and_not_planned(paths: RunPaths) -> None:
+    found = standing(paths)
+    assert found.state is State.not_planned
+    assert found.command == f"python -m vlmkit.eval run={paths.root} steps=4 'tasks=[mmstar]'"
+    with Held(paths.lock):
+        assert standing(paths).reason == "due: the run plans it after a step"
+        assert standing(paths).command is None
+
+
+def test_planned(paths: RunPaths) -> None:
+    cell = made.planned(paths, 4, "mmstar")
+    found = standing(paths)
+    assert (found.state, found.reason) == (State.planned, "no process works on it")
+    assert found.command == f"python -m vlmkit.eval 'cells=['\"'\"'{cell.folder}'\"'\"']'"
+    with Held(paths.lock):
+        assert standing(paths).reason == "waits for the run to begin it"
+
+
+def test_running(paths: RunPaths) -> None:
+    cell = made.begun(paths, 4, "mmstar", requests=1500, answered=2)
+    with Held(cell.folder / ".lock"):
+        found = standing(paths)
+    assert found.state is State.running
+    assert found.told.startswith("2 of 1,500 answered, the last 0:00:0")
+
+
+def test_interrupted(paths: RunPaths) -> None:
+    made.begun(paths, 4, "mmstar", requests=1500, answered=2)
+    found = standing(paths)
+    assert (found.state, found.told) == (State.interrupted, "2 of 1,500 answered")
+    assert found.command is not None
+
+
+def test_failed(paths: RunPaths) -> None:
+    made.failed(paths, 4, "mmstar", "its data cannot be fetched")
+    found = standing(paths)
+    assert (found.state, found.reason) == (State.failed, "its data cannot be fetched")
+    assert found.command is not None
+
+
+def test_the_checkpoint_is_gone(paths: RunPaths) -> None:
+    made.begun(paths, 8, "mmstar")
+    for step in (4, 8):
+        paths.checkpoint(step).rename(paths.root / f"elsewhere_{step}")
+        found = standing(paths, step)
+        assert (found.state, found.command) == (State.gone, None)
+
+
+def test_done_then_merged_then_logged(paths: RunPaths) -> None:
+    made.done(paths, 4, "mmstar", 0.5)
+    found = standing(paths)
+    assert (found.state, found.told, found.logged) == (State.done, "acc 0.5000 ± 0.0100", False)
+    assert found.reason == "not merged yet"
+    assert found.command == f"python -m vlmkit.merge run={paths.root}"
+    with Held(paths.lock):
+        assert standing(paths).reason == "not merged yet: the run does that at step 12; it is at 10"
+    list(News(paths).take())
+    assert standing(paths).reason == "not logged yet"
+    deliver_late(paths, str)
+    assert standing(paths) == Standing(4, "mmstar", State.done, "acc 0.5000 ± 0.0100", logged=True)
+    made.done(paths, 4, "mmstar", 0.75)
+    assert standing(paths).reason == "it has changed and is not merged anew yet"
+
+
+def test_a_limited_result_beside_a_full_one(paths: RunPaths) -> None:
+    made.done(paths, 4, "mmstar", 0.25, limit=8)
+    made.done(paths, 4, "mmstar", 0.5)
+    deliver_late(paths, str)
+    full, limited = (each for each in RunStanding(paths, read_config(paths)).standings() if each.step == 4)
+    assert (full.task, full.logged) == ("mmstar", True)
+    assert (limited.task, limited.reason) == ("mmstar.limit8", "the result of all samples counts")
+
+
+def test_a_limited_result_alone_is_logged_under_its_own_name(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path / "run")
+    make_run(paths, "eval_suite.limit=8")
+    made.done(paths, 4, "mmstar", 0.25, limit=8)
+    assert standing(paths, 8).command == (
+        f"python -m vlmkit.eval run={paths.root} steps=8 'tasks=[mmstar]' eval_suite.limit=8"
+    )
+    deliver_late(paths, str)
+    assert standing(paths).logged
+
+
+def test_names_that_are_no_results_are_told(paths: RunPaths) -> None:
+    made.done(paths, 4, "mmstar", 0.5)
+    foreign = [paths.evals / "step_4_old", paths.evals / "steps_4.json", paths.cells(4) / "half"]
+    for path in foreign:
+        path.mkdir()
+    (paths.evals / "step_4_mmstar.json").write_text("{}")
+    (paths.cells(4) / "eval_1.log").write_text("")
+    assert RunStanding(paths, read_config(paths)).foreign_names() == sorted(foreign)
+
+
+@pytest.mark.parametrize(
+    ("wandb", "told"),
+    [
+        ("disabled", "off (logger.wandb=disabled); what is logged is in metrics.jsonl"),
+        ("auto", "logger.wandb=auto, not begun yet"),
+    ],
+)
+def test_wandb_is_explained(paths: RunPaths, wandb: str, told: str) -> None:
+    assert describe_wandb(paths, {"logger": {"wandb": wandb}}) == told
+
+
+def test_what_wandb_keeps_offline_is_sent_by_a_command(paths: RunPaths) -> None:
+    paths.wandb_run_id.write_text("abc")
+    assert describe_wandb(paths, {"logger": {"wandb": "auto"}}) == "run abc; what is logged is sent there"
+    (paths.root / "wandb" / "offline-run-20260101_000000-abc").mkdir(parents=True)
+    told = describe_wandb(paths, {"logger": {"wandb": "auto"}})
+    assert told.endswith(f": wandb sync {paths.root}/wandb/offline-run-*-abc*")
+
+
+def test_the_whole_is_readable(paths: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    made.done(paths, 4, "mmstar", 0.5)
+    made.failed(paths, 8, "mmstar", "its data cannot be fetched")
+    show_status(paths, Screen())
+    printed = capsys.readouterr().out
+    assert "training     step 10 of 12, does not run; the same command goes on; last line 0:00:0" in printed
+    assert "evaluations  evals=local: 1 done, 1 failed" in printed
+    rows = [line.split() for line in printed.splitlines()]
+    assert ["4", "mmstar", "done", "no", "acc", "0.5000", "±", "0.0100"] in rows
+    assert ["8", "mmstar", "failed", "no", "its", "data", "cannot", "be", "fetched"] in rows
+    assert f"step 4 mmstar: done: not merged yet\n    python -m vlmkit.merge run={paths.root}\n" in printed
+
+
+def test_nothing_heavy_is_imported() -> None:
+    heavy = "{'torch', 'transformers', 'numpy', 'scipy', 'wandb', 'datasets', 'lmms_eval'}"
+    code = f"import sys, vlmkit.status; print(*{heavy} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], env=command_environment(), capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("\n", "")
+
+
+def test_the_command_only_reads(vlmkit: Run, paths: RunPaths) -> None:
+    before = sorted(path for path in paths.root.rglob("*"))
+    done = vlmkit("status", f"run={paths.root}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "not planned" in done.stdout
+    assert sorted(path for path in paths.root.rglob("*")) == before
+    refused = vlmkit("status", "run=nowhere")
+    assert refused.stderr == "error: run=nowhere: must be a run directory, with a config.yaml\n"

@@ -1,0 +1,176 @@
+"""How the evaluations of a run stand, read from its files alone: what is there, what is missing, why, what helps."""
+
+import math
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from vlmkit.config import as_override
+from vlmkit.evaluation.cells import CELL_FILE, Cell, CellState, cell_name, read_cell, read_cells
+from vlmkit.evaluation.delivery import metric_key
+from vlmkit.evaluation.merged import STEP_FILE, Merged, merged_path, read_merged
+from vlmkit.evaluation.schedule import Schedule
+from vlmkit.paths import RunPaths, is_locked
+from vlmkit.tracking.console import format_seconds
+from vlmkit.tracking.jsonl import read_last_step, read_results
+
+
+class State(Enum):
+    """How one task of one checkpoint stands."""
+
+    done = "done"
+    running = "running"
+    planned = "planned"
+    interrupted = "interrupted"
+    failed = "failed"
+    not_planned = "not planned"
+    gone = "checkpoint gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One task of one checkpoint."""
+
+    step: int
+    task: str  # with .limitN behind it, if it is of the first samples only
+    state: State
+    told: str  # the score, how far it is, or why it has none
+    logged: bool = False  # in metrics.jsonl, from where wandb gets the same
+    reason: str | None = None  # why there is no result yet where one looks for it
+    command: str | None = None  # what helps
+
+
+class RunStanding:
+    """A run, its training and its evaluations, as they are on disk now."""
+
+    def __init__(self, paths: RunPaths, config: dict[str, Any]) -> None:
+        """Read.
+
+        Args:
+            paths: The run.
+            config: What its config.yaml says.
+        """
+        self.paths = paths
+        self.schedule = Schedule.from_plain(config)
+        self.stats_interval: int = config["trainer"]["stats_log_interval"]
+        self.is_training = is_locked(paths.lock)
+        self.reached = max([read_last_step(paths.metrics), *paths.all_checkpoints])
+        self._logged = read_results(paths.metrics)
+
+    @property
+    def next_look(self) -> int:
+        """The step at which the loop logs what has come in by then."""
+        return min((self.reached // each + 1) * each for each in (self.stats_interval, self.schedule.interval))
+
+    def standings(self) -> list[Standing]:
+        """All that was evaluated, ordered, or is due, by step."""
+        steps = {*self.paths.evaluated_steps, *self.schedule.due_steps(self.reached)}
+        return [standing for step in sorted(steps) for standing in self._of_step(step)]
+
+    def foreign_names(self) -> list[Path]:
+        """What lies among the results and is none."""
+        found = [path for path in self.paths.evals.glob("*") if not _is_result_name(path)]
+        for step in self.paths.evaluated_steps:
+            folders = (path for path in self.paths.cells(step).glob("*") if path.is_dir())
+            found += [path for path in folders if not path.name.startswith(".") and read_cell(path) is None]
+        return sorted(path for path in found if not path.name.startswith("."))
+
+    def _of_step(self, step: int) -> Iterator[Standing]:
+        cells = read_cells(self.paths.cells(step))
+        merged = read_merged(merged_path(self.paths.cells(step)))
+        for cell in cells:
+            yield self._of_cell(step, cell, merged)
+        planned = {cell.folder.name for cell in cells}
+        for task in self.schedule.tasks_at(step):
+            name = cell_name(task, self.schedule.suite.limit)
+            if name not in planned:
+                yield self._unplanned(step, name, task)
+
+    def _of_cell(self, step: int, cell: Cell, merged: Merged | None) -> Standing:
+        name = cell.folder.name
+        if cell.state is CellState.done:
+            return self._of_done(step, cell, merged)
+        if cell.is_held:
+            age = format_seconds(max(time.time() - _last_change(cell), 0))
+            return Standing(step, name, State.running, f"{_answered(cell)}, the last {age} ago")
+        if cell.state is CellState.failed:
+            return Standing(step, name, State.failed, cell.reason or "", reason=cell.reason, command=_again(cell))
+        if not self.paths.checkpoint(step).is_dir():
+            return Standing(step, name, State.gone, _answered(cell), reason="its checkpoint was removed")
+        if cell.state is CellState.begun:
+            reason = "no process works on it; the next start of the run would, if it is due"
+            return Standing(step, name, State.interrupted, _answered(cell), reason=reason, command=_again(cell))
+        if self.is_training and self.schedule.tasks_at(step):
+            return Standing(step, name, State.planned, "", reason="waits for the run to begin it")
+        return Standing(step, name, State.planned, "", reason="no process works on it", command=_again(cell))
+
+    def _of_done(self, step: int, cell: Cell, merged: Merged | None) -> Standing:
+        name, told = cell.folder.name, _score(cell)
+        source = merged.sources.get(cell.order.task) if merged else None
+        if merged is None or source is None or source.key != cell.order.key:
+            if source and cell.order.limit is not None and source.limit is None:
+                return Standing(step, name, State.done, told, reason="the result of all samples counts")
+            return self._not_delivered(step, name, told, "not merged yet")
+        values = {f"{cell.order.task}_{metric}": value.value for metric, value in cell.metrics.items()}
+        if any(merged.results.get(key, math.nan) != values[key] for key in source.results):
+            return self._not_delivered(step, name, told, "it has changed and is not merged anew yet")
+        logged = self._logged.get(step, {})
+        if any(logged.get(metric_key(key, source.limit)) != values[key] for key in source.results):
+            return self._not_delivered(step, name, told, "not logged yet")
+        return Standing(step, name, State.done, told, logged=True)
+
+    def _not_delivered(self, step: int, name: str, told: str, what: str) -> Standing:
+        if self.is_training:
+            why = f"{what}: the run does that at step {self.next_look}; it is at {self.reached}"
+            return Standing(step, name, State.done, told, reason=why)
+        command = f"python -m vlmkit.merge run={_shell(self.paths.root)}"
+        return Standing(step, name, State.done, told, reason=what, command=command)
+
+    def _unplanned(self, step: int, name: str, task: str) -> Standing:
+        if not self.paths.checkpoint(step).is_dir():
+            return Standing(step, name, State.gone, "", reason="its checkpoint was removed, or never saved")
+        if self.is_training:
+            return Standing(step, name, State.not_planned, "", reason="due: the run plans it after a step")
+        limit = self.schedule.suite.limit
+        limited = "" if limit is None else f" eval_suite.limit={limit}"
+        command = f"python -m vlmkit.eval run={_shell(self.paths.root)} steps={step} 'tasks=[{task}]'{limited}"
+        return Standing(step, name, State.not_planned, "", reason="due: the run ended before", command=command)
+
+
+def _is_result_name(path: Path) -> bool:
+    """Whether it is step_N, step_N.json or, as the reference writes them, step_N_TASK.json."""
+    if path.is_file():
+        return STEP_FILE.fullmatch(path.name) is not None
+    return path.name.startswith("step_") and path.name[5:].isdecimal()
+
+
+def _score(cell: Cell) -> str:
+    """The main metric, the task's first."""
+    if not cell.metrics:
+        return "no metric"
+    name, metric = next(iter(cell.metrics.items()))
+    error = "" if metric.stderr is None else f" ± {metric.stderr:.4f}"
+    return f"{name} {metric.value:.4f}{error}"
+
+
+def _answered(cell: Cell) -> str:
+    requests = "an unknown number" if cell.requests is None else f"{cell.requests:,}"
+    return f"{cell.answered:,} of {requests} answered"
+
+
+def _last_change(cell: Cell) -> float:
+    """When a file of the cell was last written."""
+    files = (cell.folder / CELL_FILE, *cell.folder.glob("samples*.jsonl"))
+    return max(path.stat().st_mtime for path in files if path.exists())
+
+
+def _again(cell: Cell) -> str:
+    return f"python -m vlmkit.eval {shlex.quote(f'cells=[{as_override(str(cell.folder))}]')}"
+
+
+def _shell(path: Path) -> str:
+    return shlex.quote(str(path))

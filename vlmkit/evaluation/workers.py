@@ -1,0 +1,244 @@
+"""Who answers the cells that a run plans while it trains: processes beside it, or its own (``runner.py``)."""
+
+import os
+import random
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from vlmkit.config import EvalsConfig, EvalsWhere, as_override
+from vlmkit.distributed import Ranks
+from vlmkit.evaluation.cells import Cell, CellState, read_cell
+from vlmkit.interrupt import StopSignal
+from vlmkit.paths import whole_file
+from vlmkit.redact import redact
+from vlmkit.tracking.console import Screen
+
+Say = Callable[[str], None]
+
+# What a launcher tells the processes of a run about each other (torchrun, accelerate, srun, mpirun), and what
+# vlmkit's own start sets: a process that is started from one of them is none of them.
+OF_THE_RUN = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE", "HYDRA_FULL_ERROR"),
+)
+PREFIXES_OF_THE_RUN = ("TORCHELASTIC_", "ACCELERATE_", "FSDP_", "SLURM_STEP_", "PMI_", "PMIX_", "OMPI_")
+NOT_OF_THE_RUN = ("ACCELERATE_USE_CPU",)  # which device: that is the user's wish
+EVAL_COMMAND = (sys.executable, "-m", "vlmkit.eval")
+SECONDS_TO_LEAVE = 10.0  # for a process that was asked to end: after its batch, or else at once
+
+
+class CellWorkers(Protocol):
+    """Has planned cells answered. Each process of the run has one and calls it as the others do."""
+
+    def start(self, cells: Sequence[Cell]) -> None:
+        """Have cells of one checkpoint answered: before this returns, or by and by."""
+
+    def poll(self) -> list[Cell]:
+        """Look after what was started; return the cells that the run must wait for at its end."""
+
+    def close(self) -> None:
+        """End what still works for this run alone; those cells go on with the run's next start."""
+
+
+class NoWorkers:
+    """Of a process that leaves it to the main one."""
+
+    def start(self, cells: Sequence[Cell]) -> None:
+        """Nothing."""
+
+    def poll(self) -> list[Cell]:
+        """Nothing to wait for."""
+        return []
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class InlineWorkers:
+    """The run's own processes, all together: training waits, and is afterwards as if nothing had been."""
+
+    def __init__(self, stop: StopSignal, ranks: Ranks) -> None:
+        self._screen = Screen(ranks.is_main, bars=False)  # the run's own bar is on the terminal
+        self._stop = stop
+        self._ranks = ranks
+
+    def start(self, cells: Sequence[Cell]) -> None:
+        """Answer the cells with the checkpoint as it lies there; a signal ends that after a batch.
+
+        Raises:
+            Exception: One of several processes failed, and the others cannot go on without it.
+        """
+        from vlmkit.evaluation.runner import CellRunner  # lmms-eval takes seconds
+
+        try:
+            with undisturbed(self._ranks.device):
+                CellRunner(self._ranks, self._screen, self._stop).run(cells)
+        except OSError as error:
+            if self._ranks.world_size > 1:
+                raise
+            self._screen.say(f"warning: {cells[0].folder.parent.name} is not evaluated now: {error}")
+
+    def poll(self) -> list[Cell]:
+        """Nothing goes on."""
+        return []
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+@dataclass(slots=True)
+class _Child:
+    cells: Sequence[Cell]
+    slot: int
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+class LocalWorkers:
+    """Processes ``python -m vlmkit.eval cells=[…]`` on this machine, a few at once, each with cells of one checkpoint.
+
+    A signal to the run's process group does not reach them: the run ends them itself. After a kill -9 of the run they
+    work on, and the next start leaves them the cells that they hold.
+    """
+
+    def __init__(self, config: EvalsConfig, say: Say, command: Sequence[str] = EVAL_COMMAND) -> None:
+        self._command = command
+        self._workers = config.workers
+        self._gpus = config.gpus
+        self._say = say
+        self._waiting: deque[Sequence[Cell]] = deque()
+        self._children: list[_Child] = []
+
+    def start(self, cells: Sequence[Cell]) -> None:
+        """Share the cells among as many processes as there may be; each loads the checkpoint once."""
+        shares = [cells[number :: self._workers] for number in range(self._workers)]
+        self._waiting += filter(None, shares)
+        self._fill_up()
+
+    def poll(self) -> list[Cell]:
+        """See who has ended, tell what went wrong, start who waits."""
+        for child in [child for child in self._children if child.process.poll() is not None]:
+            self._children.remove(child)
+            hide_secrets(child.log)
+            for line in describe_end(child.cells, child.process.returncode, child.log):
+                self._say(f"warning: {line}")
+        self._fill_up()
+        shares = [*(child.cells for child in self._children), *self._waiting]
+        return [cell for share in shares for cell in share]
+
+    def close(self) -> None:
+        """Ask all to end, and wait until they have; what they have answered is on disk."""
+        self._waiting.clear()
+        for child in self._children:
+            child.process.terminate()
+        deadline = monotonic() + SECONDS_TO_LEAVE
+        for child in self._children:
+            try:
+                child.process.wait(max(deadline - monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+            hide_secrets(child.log)
+        self._children.clear()
+
+    def _fill_up(self) -> None:
+        while self._waiting and len(self._children) < self._workers:
+            slot = min(set(range(self._workers)) - {child.slot for child in self._children})
+            cells = self._waiting.popleft()
+            try:
+                self._children.append(self._start_child(cells, slot))
+            except OSError as error:
+                self._say(f"warning: cannot start an evaluation of {cells[0].folder.parent.name}: {error}")
+
+    def _start_child(self, cells: Sequence[Cell], slot: int) -> _Child:
+        named = ",".join(as_override(str(cell.folder)) for cell in cells)
+        log = free_log(cells[0].folder.parent)
+        gpu = {} if self._gpus is None else {"CUDA_VISIBLE_DEVICES": str(self._gpus[slot % len(self._gpus)])}
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [*self._command, f"cells=[{named}]"],
+                env=own_environment(os.environ) | gpu,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return _Child(cells, slot, process, log)
+
+
+def build_workers(config: EvalsConfig, screen: Screen, stop: StopSignal, ranks: Ranks) -> CellWorkers:
+    """Those that ``evals`` asks for, of this process of the run."""
+    match config.where:
+        case EvalsWhere.inline:
+            return InlineWorkers(stop, ranks)
+        case EvalsWhere.local if ranks.is_main:
+            return LocalWorkers(config, screen.say)
+        case _:
+            return NoWorkers()
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """What is drawn afterwards, with Python's, numpy's and torch's generators, is as if the block had not been."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def own_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what makes a process one of the run's."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in NOT_OF_THE_RUN or not (name in OF_THE_RUN or name.startswith(PREFIXES_OF_THE_RUN))
+    }
+
+
+def free_log(folder: Path) -> Path:
+    """A name for the log of one more process, beside the cells of a checkpoint."""
+    taken = [int(path.stem[5:]) for path in folder.glob("eval_*.log") if path.stem[5:].isdecimal()]
+    return folder / f"eval_{max(taken, default=0) + 1}.log"
+
+
+def hide_secrets(log: Path) -> None:
+    """What libraries print is not the evaluation's to choose; what it prints itself has none."""
+    with suppress(OSError):
+        text = log.read_text(encoding="utf-8", errors="replace")
+        if redact(text) != text:
+            with whole_file(log) as temporary:
+                temporary.write_text(redact(text), encoding="utf-8")
+
+
+def describe_end(cells: Sequence[Cell], returncode: int, log: Path) -> list[str]:
+    """A line for each cell that a process leaves without a result, which it was to give it."""
+    lines = []
+    for cell in cells:
+        now = read_cell(cell.folder) or cell
+        where = f"{cell.folder.parent.name}: {cell.folder.name}"
+        if now.state is CellState.failed:
+            lines.append(f"{where}: {now.reason}; see {log}")
+        elif now.state is not CellState.done and not now.is_held:
+            lines.append(f"{where}: {_last_line(log) or f'the process ended with {returncode}'}; see {log}")
+    return lines
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return redact(lines[-1].strip()) if lines else ""
