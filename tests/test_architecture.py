@@ -18,8 +18,9 @@ LAYERS = [
     {"data"},
     {"training", "evaluation", "reporting"},
     {"preflight", "entry"},
-    {"train", "index", "inspect", "generate", "merge", "compare", "status"},
+    {"train", "index", "inspect", "generate", "eval", "merge", "compare", "status"},
 ]
+OF_LMMS_EVAL = ("evaluation/tasks.py", "evaluation/lmms_tasks/easyvqa/task.py")  # its data are such datasets
 HOMES = {
     "accelerate": {"distributed.py"},
     "wandb": {"tracking/wandb_sink.py"},
@@ -28,10 +29,16 @@ HOMES = {
     "hydra": {"entry.py"},
     "jinja2": {"reporting/page.py", "reporting/card.py"},
     "omegaconf": {"entry.py", "config.py"},
-    "datasets": {"data/sources.py", "data/files.py", "tracking/quiet.py"},
+    "datasets": {"data/sources.py", "data/files.py", "tracking/quiet.py", *OF_LMMS_EVAL},
     "pyarrow": {"data/files.py", "data/sources.py"},
     "numba": {"data/best_fit.py"},
     "scipy": {"evaluation/statistics.py"},
+    "lmms_eval": {
+        "evaluation/lmms_model.py",
+        "evaluation/lmms_plugin.py",
+        "evaluation/lmms_tasks/easyvqa/task.py",
+        "evaluation/tasks.py",
+    },
     "easy_vqa": {"data/sources.py", "assets/make_tiny_tokenizer.py"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

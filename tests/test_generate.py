@@ -16,7 +16,7 @@ from vlmkit.config import GenerateConfig, ModelConfig
 from vlmkit.data.worker import Loaded, build_batch
 from vlmkit.errors import ConfigError
 from vlmkit.generate import generate, main, quoted
-from vlmkit.model.answer import Answerer
+from vlmkit.model.answer import GenerationSettings, Question, load_answerer
 from vlmkit.model.build import build_model
 from vlmkit.model.packed import PackedVLM
 from vlmkit.preflight import check_generation
@@ -108,10 +108,12 @@ def test_a_run_directory_stands_for_its_newest_checkpoint(folder: Path, capsys: 
 
 
 def test_drawn_answers_are_those_of_their_seed(folder: Path) -> None:
-    untrained = Answerer(str(folder / "run" / "checkpoints" / "step_9"))
+    untrained = load_answerer(str(folder / "run" / "checkpoints" / "step_9"))
 
-    def answer(**changed: object) -> str:
-        return untrained.answer((), asked(folder, **changed))
+    def answer(seed: int = 0, **changed: float) -> str:
+        settings = GenerationSettings(40, **changed)
+        prompt = untrained.prepare(Question.about((), PROMPT), settings)
+        return untrained.answer([prompt], settings, seed)[0].text
 
     drawn = {"temperature": 1.0, "top_p": 0.99}
     assert answer(**drawn, seed=1) == answer(**drawn, seed=1) != answer(**drawn, seed=2)

@@ -12,15 +12,20 @@ Read next: ``model/answer.py`` (a question and its answer), ``model/packed.py`` 
 
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlmkit import entry
 from vlmkit.config import GenerateConfig, as_override
-from vlmkit.errors import UserError
+from vlmkit.errors import ConfigError, UserError
 from vlmkit.local_files import find_pictures, newest_of_run
 from vlmkit.preflight import check_generation
 from vlmkit.redact import redact
+
+if TYPE_CHECKING:
+    from vlmkit.model.answer import Answerer
 
 
 def generate(config: GenerateConfig) -> int:
@@ -32,14 +37,14 @@ def generate(config: GenerateConfig) -> int:
         How many could not be answered.
     """
     # Imported here: a mistake in the command is answered before these seconds are spent.
-    from vlmkit.model.answer import Answerer
+    from vlmkit.model.answer import load_answerer
     from vlmkit.tracking.quiet import quiet_libraries
 
     quiet_libraries()
     checkpoint = newest_of_run(config.ckpt)
     if checkpoint != config.ckpt:
         _say(f"asking {checkpoint}")
-    answerer = Answerer(checkpoint)
+    answerer = load_answerer(checkpoint)
     questions = find_pictures(config.image)
     failed = 0
     with Path(config.out).expanduser().open("w", encoding="utf-8") if config.out else nullcontext() as out:
@@ -48,7 +53,7 @@ def generate(config: GenerateConfig) -> int:
             if named:
                 print(f"{pictures[0].name}: ", end="", flush=True)  # noqa: T201
             try:
-                answer = answerer.answer(pictures, config)
+                answer = _ask(answerer, pictures, config)
             except UserError as error:
                 print(end="\n" if named else "", flush=True)  # noqa: T201
                 _say(f"error: {error}")
@@ -59,6 +64,30 @@ def generate(config: GenerateConfig) -> int:
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
                 out.flush()
     return failed
+
+
+def _ask(answerer: "Answerer", pictures: Sequence[Path], config: GenerateConfig) -> str:
+    """Answer the prompt about some pictures together, and print the answer while it is made.
+
+    Raises:
+        BadSampleError: A picture cannot be read.
+        ConfigError: Question and answer are longer than what the model can take.
+    """
+    from vlmkit.model.answer import GenerationSettings, Question
+    from vlmkit.processing.images import load_image
+
+    question = Question.about([load_image(path, str(path)) for path in pictures], config.prompt)
+    settings = GenerationSettings(config.max_new_tokens, temperature=config.temperature, top_p=config.top_p)
+    prompt = answerer.prepare(question, settings)
+    if config.max_new_tokens > prompt.room:
+        raise ConfigError(
+            f"max_new_tokens={config.max_new_tokens}: must be at most {prompt.room}: the question has "
+            f"{len(prompt.ids)} tokens, the model takes {prompt.room + len(prompt.ids)} with the answer"
+        )
+    if prompt.shrunk:
+        _say("the pictures are shown in fewer tiles than usual: the model takes no more")
+    [answer] = answerer.answer([prompt], settings, config.seed, stream=True)
+    return answer.text
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: it finishes its step, saves, and leaves."""
+"""Signals that ask a command to end: it finishes its step or batch, saves, and leaves."""
 
 import os
 import signal
@@ -13,7 +13,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 class StopSignal:
     """While entered, the first signal is remembered; a second Ctrl-C interrupts at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "step") -> None:
+        self._unit = unit  # of work, which is finished first
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, object] = {}
 
@@ -35,4 +36,4 @@ class StopSignal:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
         # Straight to the file descriptor: a handler may interrupt a print and must not print itself.
-        os.write(2, f"{self.received.name}: leaving after this step; Ctrl-C again ends at once\n".encode())
+        os.write(2, f"{self.received.name}: leaving after this {self._unit}; Ctrl-C again ends at once\n".encode())

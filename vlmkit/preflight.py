@@ -3,8 +3,19 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from vlmkit.config import EvalsWhere, GenerateConfig, MergeConfig, ModelConfig, TrainConfig, WandbMode, require
+from vlmkit.config import (
+    EvalConfig,
+    EvalsWhere,
+    GenerateConfig,
+    MergeConfig,
+    ModelConfig,
+    TrainConfig,
+    WandbMode,
+    require,
+)
 from vlmkit.errors import ConfigError
+from vlmkit.evaluation.subjects import find_subjects
+from vlmkit.evaluation.task_names import find_task_folder
 from vlmkit.local_files import check_files, find_pictures, newest_of_run, uses_easyvqa
 from vlmkit.paths import TRAINER_STATE, RunPaths
 from vlmkit.pretrained.configs import check_backbones, read_checkpoint
@@ -73,6 +84,31 @@ def check_merge(config: MergeConfig) -> None:
     if config.results is not None:
         has_results = any(Path(config.results).expanduser().glob("step_*.json"))
         require(has_results, "results", config.results, "a folder with step_N.json or step_N_TASK.json")
+
+
+def check_evaluation(config: EvalConfig) -> None:
+    """Check lmms-eval, the checkpoints and the names of the tasks.
+
+    Raises:
+        ConfigError: Something is missing; the message names the key and the way out.
+    """
+    if find_spec("lmms_eval") is None:
+        raise ConfigError("evaluation needs packages that are not installed: pip install 'vlmkit[eval]'")
+    for subject in find_subjects(config):
+        read_checkpoint(subject.checkpoint, "ckpt")
+        require_weights(subject.checkpoint, "ckpt")
+        require_writable(subject.folder, f"out={subject.folder}")
+    data = config.eval_suite.local_data
+    if data is not None and not Path(data).expanduser().is_dir():
+        raise ConfigError(f"eval_suite.local_data={data}: must be a folder that is there")
+    if config.cells is None and not config.task_names:
+        raise ConfigError("tasks: name some, as in tasks=[mmstar,textvqa_val], or a suite")
+    unknown = [task for task in config.task_names if find_task_folder(task) is None] if config.cells is None else []
+    if unknown:
+        from vlmkit.evaluation.tasks import require_task  # takes seconds, and knows what is like them
+
+        for task in unknown:
+            require_task(task)
 
 
 def check_output(path: Path) -> None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.conftest import as_idefics3
 from vlmkit.config import Layout
 from vlmkit.errors import ConfigError
-from vlmkit.processing.chat import ChatEncoder
+from vlmkit.processing.chat import ChatEncoder, Message
 from vlmkit.processing.images import ImageLayout, TileGrid
 from vlmkit.processing.tokenizer import make_chat_tokenizer
 from vlmkit.special_tokens import IMAGE_TOKEN, IMAGE_TOKENS, TURN_END, TURN_START
@@ -95,11 +95,48 @@ def test_lengths_are_known_without_encoding_the_sample(
 @given(turn=st.builds(Turn, texts, texts), grids=grids)
 def test_a_prompt_is_the_start_of_the_sample(any_encoder: ChatEncoder, turn: Turn, grids: list[TileGrid]) -> None:
     """What generation asks is what training saw, but for an answer whose white space joins its prefix."""
-    prompt = any_encoder.encode_prompt(turn.user, grids)
+    prompt = any_encoder.encode_messages([Message("user", (*grids, turn.user))])
     encoded = any_encoder.encode_sample([turn], grids)
     if not turn.assistant[:1].isspace():
         assert encoded.input_ids[: len(prompt)] == prompt
         assert all(label == IGNORED_LABEL for label in encoded.labels[: len(prompt)])
+
+
+@given(turn=st.builds(Turn, texts, texts.map(str.lstrip)), grids=grids)
+def test_prompt_answer_and_end_of_turn_are_the_sample(
+    any_encoder: ChatEncoder, turn: Turn, grids: list[TileGrid]
+) -> None:
+    prompt = any_encoder.encode_messages([Message("user", (*grids, turn.user))])
+    answer = any_encoder.encode_answer(turn.assistant)
+    end = [any_encoder.tokenizer.turn_end_id, *any_encoder.tokenizer.encode_text("\n")]
+    assert prompt + answer + end == any_encoder.encode_sample([turn], grids).input_ids
+
+
+def test_pictures_stand_where_they_are_and_are_numbered_over_the_conversation(encoder: ChatEncoder) -> None:
+    ids = encoder.encode_messages(
+        [
+            Message("system", ("Be brief.",)),
+            Message("user", ("left: ", TileGrid(1, 1), "right: ", TileGrid(1, 1), "which<|image|> ", "is red?")),
+            Message("assistant", ("the left",)),
+            Message("user", (TileGrid(1, 1), "and here?")),
+        ]
+    )
+    picture = "<|global_image|>" + IMAGE_TOKEN * encoder.layout.tokens_per_tile
+    assert encoder.tokenizer.hf.decode(ids) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        f"<|im_start|>user\nleft: <image: 0>{picture}right: <image: 1>{picture}which is red?<|im_end|>\n"
+        "<|im_start|>assistant\nthe left<|im_end|>\n"
+        f"<|im_start|>user\n<image: 2>{picture}and here?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@given(parts=st.lists(texts, max_size=4))
+def test_texts_beside_one_another_are_one_piece(any_encoder: ChatEncoder, parts: list[str]) -> None:
+    image_token = any_encoder.tokenizer.image_token
+    joined = "".join(part.replace(image_token, "") for part in parts)
+    if image_token not in joined:  # two halves of it would be stripped from the whole
+        apart = any_encoder.encode_messages([Message("user", tuple(parts))])
+        assert apart == any_encoder.encode_messages([Message("user", (joined,))])
 
 
 def test_a_tokenizer_that_joins_roles_with_text_is_refused_for_idefics3(layout: ImageLayout) -> None:

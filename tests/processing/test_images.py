@@ -72,6 +72,18 @@ def test_the_grid_is_the_exact_one_and_no_larger_than_its_tokens(layout: ImageLa
     assert max(grid.rows, grid.cols) <= 8
 
 
+@given(layout=layouts, kind=st.sampled_from(Layout), width=sides, height=sides, limit=st.integers(1, 8))
+def test_a_limited_layout_has_no_longer_side_and_the_same_shape(
+    layout: ImageLayout, kind: Layout, width: int, height: int, limit: int
+) -> None:
+    layout = replace(layout, kind=kind)
+    whole, limited = layout.grid(width, height), layout.limited_to(limit).grid(width, height)
+    long_side = max(whole.rows, whole.cols)
+    assert max(limited.rows, limited.cols) == min(long_side, limit)
+    assert (limited == whole) == (long_side <= limit)
+    assert limited.rows <= whole.rows and limited.cols <= whole.cols
+
+
 def test_no_square_picture_gets_a_tile_too_many() -> None:
     """In floating point 25 x 25 comes to 8 x 9 here, and there is no token for row 9."""
     layout = ImageLayout(224, 64, 8 * 224, resize_to_max_side_len=True, mean=0.0, std=1.0)

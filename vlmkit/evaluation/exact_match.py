@@ -9,18 +9,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
-import torch
-
 from vlmkit.data.rows import Row
 from vlmkit.data.sources import Question
 from vlmkit.distributed import Ranks
 from vlmkit.interrupt import StopSignal
+from vlmkit.model.answer import Answerer, GenerationSettings
+from vlmkit.model.answer import Question as Asked
 from vlmkit.model.build import load_checkpoint
 from vlmkit.model.packed import PackedVLM
 from vlmkit.paths import RunPaths, whole_file
 from vlmkit.processing.chat import ChatEncoder
-from vlmkit.processing.images import ImageLayout, cut_tiles, image_size, load_image
+from vlmkit.processing.images import ImageLayout, image_size, load_image
 from vlmkit.tracking.console import Screen
 
 TILES_AT_ONCE = 256  # of the questions that are answered together
@@ -87,16 +86,16 @@ def run_test(
         The result on every process; None if a signal came before all questions were answered.
     """
     loaded = load_checkpoint(str(paths.checkpoint(step)))
-    model = PackedVLM(loaded.model, loaded.layout).to(ranks.device).eval()
-    encoder = ChatEncoder(loaded.tokenizer, loaded.layout)
-    longest = max(len(encoder.tokenizer.encode_text(text)) for question in test for text in question.answers)
+    model = PackedVLM(loaded.model, loaded.layout).to(ranks.device)
+    answerer = Answerer(model, ChatEncoder(loaded.tokenizer, loaded.layout))
+    longest = max(len(loaded.tokenizer.encode_text(text)) for question in test for text in question.answers)
     own = test[ranks.rank :: ranks.world_size]
     groups = grouped(own, loaded.layout)
     answered: list[Answered] = []
     for questions in screen.watch("answering the test questions")(groups):
         if stop.received:
             break
-        answered += answer_questions(model, encoder, questions, longest + SPARE_TOKENS)
+        answered += answer_questions(answerer, questions, longest + SPARE_TOKENS)
     if stop.reached_any(ranks):
         return None
     answered = ranks.gather(answered)
@@ -125,19 +124,12 @@ def grouped(questions: Sequence[Question], layout: ImageLayout) -> list[list[Que
     return groups
 
 
-def answer_questions(
-    model: PackedVLM, encoder: ChatEncoder, questions: Sequence[Question], max_new_tokens: int
-) -> list[Answered]:
+def answer_questions(answerer: Answerer, questions: Sequence[Question], max_new_tokens: int) -> list[Answered]:
     """Greedy answers to some questions at once."""
-    device = next(model.parameters()).device
-    pictures = [load_image(question.image, question.text) for question in questions]
-    prompts = [
-        encoder.encode_prompt(question.text, [encoder.layout.grid(*picture.size)])
-        for question, picture in zip(questions, pictures, strict=True)
-    ]
-    tiles = torch.from_numpy(np.concatenate([cut_tiles(picture, encoder.layout) for picture in pictures]))
-    answers = map(encoder.tokenizer.decode, model.generate(prompts, tiles.to(device), max_new_tokens))
-    return [_check(question, answer.strip()) for question, answer in zip(questions, answers, strict=True)]
+    settings = GenerationSettings(max_new_tokens)
+    asked = [Asked.about([load_image(question.image, question.text)], question.text) for question in questions]
+    answers = answerer.answer([answerer.prepare(each, settings) for each in asked], settings)
+    return [_check(question, answer.text.strip()) for question, answer in zip(questions, answers, strict=True)]
 
 
 def question_only_exact_match(train: Iterable[Row], questions: Sequence[Question]) -> float:

@@ -29,7 +29,8 @@ def read_samples(folder: Path) -> dict[int, Line]:
     found: dict[int, Line] = {}
     for path in sorted(folder.glob("samples*.jsonl")):
         for line in _whole_lines(path):
-            found[line["index"]] = line
+            if "error" not in line or line["index"] not in found:  # an answer stays one, in whatever file it stands
+                found[line["index"]] = line
     return dict(sorted(found.items()))
 
 

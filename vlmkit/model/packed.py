@@ -1,18 +1,22 @@
 """The forward pass over packs: what is trained, and what answers questions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
-from transformers import Idefics3ForConditionalGeneration
+from transformers import Idefics3ForConditionalGeneration, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from vlmkit.config import Attention
 from vlmkit.model.attention import arrange, attending_with, set_attention
 from vlmkit.model.loss import summed_loss
+from vlmkit.model.stopping import AnswerEnds, StopStrings
 from vlmkit.processing.images import ImageLayout
 from vlmkit.types import Batch
+
+TILES_AT_ONCE = 64  # are looked at together where nothing is learnt
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +67,12 @@ class PackedVLM(nn.Module):
             input_ids_BT: int64 [B, T]
             tiles_IHWC: uint8 [I, H, W, 3], in the order of their tokens.
         """
-        embeddings_BTD = self.hf.get_input_embeddings()(input_ids_BT)
         if not len(tiles_IHWC):
-            return embeddings_BTD + self._nothing_seen(tiles_IHWC)
-        features_IKD = self.encode_tiles(tiles_IHWC)
+            return self.hf.get_input_embeddings()(input_ids_BT) + self._nothing_seen(tiles_IHWC)
+        return self._embed(input_ids_BT, self.encode_tiles(tiles_IHWC))
+
+    def _embed(self, input_ids_BT: torch.Tensor, features_IKD: torch.Tensor) -> torch.Tensor:
+        embeddings_BTD = self.hf.get_input_embeddings()(input_ids_BT)
         is_image = input_ids_BT == self.hf.config.image_token_id
         num_tokens, num_features = int(is_image.sum()), features_IKD.shape[0] * features_IKD.shape[1]
         if num_tokens != num_features:
@@ -86,43 +92,116 @@ class PackedVLM(nn.Module):
         states = self.hf.model.vision_model(pixel_values=pixels).last_hidden_state
         return self.hf.model.connector(states)
 
+    def see(self, tiles_IHWC: torch.Tensor, order: Sequence[int] | None = None) -> torch.Tensor:
+        """Features of the tiles of some prompts, for where nothing is learnt: float [J, K, D].
+
+        Args:
+            tiles_IHWC: uint8 [I, H, W, 3], on any device; TILES_AT_ONCE of them go through the vision tower together.
+            order: Which of them stands at each of J places; None: each once, in order. So a picture that several
+                prompts ask about is looked at once.
+        """
+        device = self.hf.device
+        if not len(tiles_IHWC):
+            return torch.empty(0, 0, self.hf.config.text_config.hidden_size, device=device)
+        features_IKD = torch.cat([self.encode_tiles(tiles.to(device)) for tiles in tiles_IHWC.split(TILES_AT_ONCE)])
+        return features_IKD if order is None else features_IKD[torch.tensor(order, device=device)]
+
     @torch.no_grad()
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
         tiles_IHWC: torch.Tensor,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         sampling: Sampling | None = None,
         streamer: BaseStreamer | None = None,
+        *,
+        order: Sequence[int] | None = None,
+        num_beams: int = 1,
+        until: StopStrings | None = None,
     ) -> list[list[int]]:
-        """Answers to prompts of any lengths, each up to its end of turn (left out) or the limit.
+        """Answers to prompts of any lengths, each up to its end of turn (left out), a stop string or the limit.
+
+        An answer that has fewer tokens than the limit has come to its end, or to a stop string, which its tokens hold.
 
         Args:
-            prompts: Token ids, as ``ChatEncoder.encode_prompt`` makes them.
-            tiles_IHWC: uint8 [I, H, W, 3], the tiles of all prompts in order.
-            max_new_tokens: Longest answer in tokens.
+            prompts: Token ids, as ``ChatEncoder.encode_messages`` makes them.
+            tiles_IHWC: uint8 [I, H, W, 3], the tiles of all prompts, see ``order``.
+            max_new_tokens: Longest answer in tokens: of all, or of each.
             sampling: How tokens are drawn, with torch's global random state; None: always the likeliest.
-            streamer: Is given the tokens as they come; for one prompt.
+            streamer: Is given the tokens as they come; for one prompt and one beam.
+            order: As ``see`` takes it; None: the tiles are in the order of the prompts.
+            num_beams: So many answers to each are followed at a time, and the likeliest is taken.
+            until: Where else an answer ends.
         """
         eos = self.hf.config.text_config.eos_token_id
-        device = tiles_IHWC.device
-        longest = max(map(len, prompts))
-        input_ids = torch.full((len(prompts), longest), eos, device=device)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, prompt in enumerate(prompts):
-            input_ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
-            attention_mask[row, longest - len(prompt) :] = 1
-        text_model = self.hf.model.text_model
-        # Other backends know packs only, and no cache; compiled layers would be compiled anew for every state of it.
-        with attending_with(text_model, Attention.sdpa), torch.compiler.set_stance("force_eager"):
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+        input_ids, attention_mask = self._padded(prompts, on_left=True)
+        with self._answering():
             answers = self.hf.generate(
-                inputs_embeds=self.embed(input_ids, tiles_IHWC),
+                inputs_embeds=self._embed(input_ids, self.see(tiles_IHWC, order)),
                 attention_mask=attention_mask,  # explicit: the pad token is also a token of the prompt
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=max(limits),
+                stopping_criteria=StoppingCriteriaList([AnswerEnds(limits, until, input_ids.device)]),
+                num_beams=num_beams,
                 do_sample=sampling is not None,
                 **(asdict(sampling) if sampling else {}),
                 streamer=streamer,
                 eos_token_id=eos,
                 pad_token_id=eos,
             ).tolist()
-        return [answer[: answer.index(eos)] if eos in answer else answer for answer in answers]
+        # Behind its end an answer is filled up to the longest one of the batch.
+        return [
+            answer[: min(answer.index(eos) if eos in answer else len(answer), limit)]
+            for answer, limit in zip(answers, limits, strict=True)
+        ]
+
+    @torch.no_grad()
+    def loglikelihood(
+        self,
+        prompts: Sequence[Sequence[int]],
+        continuations: Sequence[Sequence[int]],
+        tiles_IHWC: torch.Tensor,
+        order: Sequence[int] | None = None,
+    ) -> list[tuple[float, bool]]:
+        """How likely each prompt goes on with its continuation: the logarithm, and if it is the likeliest throughout.
+
+        Args:
+            prompts: Token ids, as for ``generate``; none of them empty.
+            continuations: Token ids, one for each prompt.
+            tiles_IHWC: As for ``generate``.
+            order: As for ``generate``.
+        """
+        rows = [[*prompt, *continuation] for prompt, continuation in zip(prompts, continuations, strict=True)]
+        input_ids, _ = self._padded(rows, on_left=False)  # what is on the right of a token it does not see
+        with self._answering():
+            hidden_BTD = self.hf.model.text_model(
+                inputs_embeds=self._embed(input_ids, self.see(tiles_IHWC, order)), use_cache=False
+            ).last_hidden_state
+        results = []
+        for hidden_TD, prompt, row in zip(hidden_BTD, prompts, rows, strict=True):
+            target_N = torch.tensor(row[len(prompt) :], device=hidden_TD.device, dtype=torch.long)
+            logits_NV = self.hf.lm_head(hidden_TD[len(prompt) - 1 : len(row) - 1]).float()
+            chosen_N = logits_NV.log_softmax(-1).gather(-1, target_N[:, None])
+            is_greedy = bool((logits_NV.argmax(-1) == target_N).all())
+            results.append((chosen_N.double().sum().item(), is_greedy))
+        return results
+
+    def _padded(self, rows: Sequence[Sequence[int]], on_left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids of rows of any lengths, and where they are not padding: int64 [B, T] each."""
+        longest = max(map(len, rows))
+        input_ids = torch.full((len(rows), longest), self.hf.config.text_config.eos_token_id)
+        mask = torch.zeros_like(input_ids)
+        for number, row in enumerate(rows):
+            place = slice(longest - len(row), longest) if on_left else slice(len(row))
+            input_ids[number, place] = torch.tensor(row)
+            mask[number, place] = 1
+        return input_ids.to(self.hf.device), mask.to(self.hf.device)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Attend as answers need it.
+
+        Other backends know packs only, and no cache; compiled layers would be compiled anew for every state of it.
+        """
+        with attending_with(self.hf.model.text_model, Attention.sdpa), torch.compiler.set_stance("force_eager"):
+            yield

