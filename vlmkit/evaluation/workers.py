@@ -67,8 +67,8 @@ class NoWorkers:
 class InlineWorkers:
     """The run's own processes, all together: training waits, and is afterwards as if nothing had been."""
 
-    def __init__(self, stop: StopSignal, ranks: Ranks) -> None:
-        self._screen = Screen(ranks.is_main, bars=False)  # the run's own bar is on the terminal
+    def __init__(self, screen: Screen, stop: StopSignal, ranks: Ranks) -> None:
+        self._screen = screen.beside_a_bar()
         self._stop = stop
         self._ranks = ranks
 
@@ -180,7 +180,7 @@ def build_workers(config: EvalsConfig, screen: Screen, stop: StopSignal, ranks: 
     """Those that ``evals`` asks for, of this process of the run."""
     match config.where:
         case EvalsWhere.inline:
-            return InlineWorkers(stop, ranks)
+            return InlineWorkers(screen, stop, ranks)
         case EvalsWhere.local if ranks.is_main:
             return LocalWorkers(config, screen.say)
         case _:
