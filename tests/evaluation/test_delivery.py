@@ -60,7 +60,7 @@ def test_what_comes_after_the_end_goes_to_metrics_and_to_the_same_wandb_run(ende
 
     def deliver() -> None:
         deliver_late(ended_run, said.append)
-        wandb.teardown()  # as at the end of a process: then all is on disk
+        wandb.teardown()  # as at the end of a process: the next one reads what this one wrote
 
     made.done(ended_run, 2, "mmstar", 0.5)
     deliver()
