@@ -31,7 +31,7 @@ OF_THE_RUN = (
     *("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE", "HYDRA_FULL_ERROR"),
 )
-PREFIXES_OF_THE_RUN = ("TORCHELASTIC_", "ACCELERATE_", "FSDP_", "SLURM_STEP_", "PMI_", "PMIX_", "OMPI_")
+PREFIXES_OF_THE_RUN = ("TORCHELASTIC_", "ACCELERATE_", "FSDP_", "SLURM_STEP_", "PMI_", "PMIX_", "OMPI_", "MV2_")
 NOT_OF_THE_RUN = ("ACCELERATE_USE_CPU",)  # which device: that is the user's wish
 EVAL_COMMAND = (sys.executable, "-m", "vlmkit.eval")
 SECONDS_TO_LEAVE = 10.0  # for a process that was asked to end: after its batch, or else at once
