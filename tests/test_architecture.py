@@ -18,7 +18,7 @@ LAYERS = [
     {"data"},
     {"training", "evaluation", "reporting"},
     {"preflight", "entry"},
-    {"train", "index", "inspect", "generate", "eval", "status"},
+    {"train", "index", "inspect", "generate", "eval", "merge", "compare", "status"},
 ]
 OF_LMMS_EVAL = ("evaluation/tasks.py", "evaluation/lmms_tasks/easyvqa/task.py")  # its data are such datasets
 HOMES = {

@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vlmkit.config import SCHEMAS
+from vlmkit.config import SCHEMAS, as_override
 from vlmkit.errors import ConfigError, UserError
 from vlmkit.paths import config_dir
 from vlmkit.pretrained.configs import check_agreement, flat_items, read_checkpoint
@@ -84,6 +84,20 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
     finally:
         if not wants_traceback:
             os.environ.pop(FULL_ERROR, None)
+
+
+def quote_paths(*names: str) -> None:
+    """Have Hydra read paths as only text: folders of sweeps have commas in their names, which would mean a sweep.
+
+    Args:
+        names: Keys of the command whose value, if it is there, is a path.
+    """
+
+    def quoted(argument: str) -> str:
+        name, _, value = argument.partition("=")
+        return f"{name}={as_override(value)}" if name in names and Path(value).expanduser().exists() else argument
+
+    sys.argv = [sys.argv[0], *map(quoted, sys.argv[1:])]
 
 
 def _is_the_users(error: Exception) -> bool:

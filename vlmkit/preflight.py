@@ -3,7 +3,16 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from vlmkit.config import EvalConfig, EvalsWhere, GenerateConfig, ModelConfig, TrainConfig, WandbMode
+from vlmkit.config import (
+    EvalConfig,
+    EvalsWhere,
+    GenerateConfig,
+    MergeConfig,
+    ModelConfig,
+    TrainConfig,
+    WandbMode,
+    require,
+)
 from vlmkit.errors import ConfigError
 from vlmkit.evaluation.subjects import find_subjects
 from vlmkit.evaluation.task_names import find_task_folder
@@ -86,6 +95,20 @@ def check_evaluation(config: EvalConfig) -> None:
 
         for task in unknown:
             require_task(task)
+
+
+def check_merge(config: MergeConfig) -> None:
+    """Check the folders.
+
+    Raises:
+        ConfigError: One is not there, has nothing, or cannot be written in; the message names the key.
+    """
+    run = Path(config.run).expanduser()
+    require(run.is_dir(), "run", config.run, "a run directory")
+    require_writable(run / "evals", f"run={config.run}")
+    if config.results is not None:
+        has_results = any(Path(config.results).expanduser().glob("step_*.json"))
+        require(has_results, "results", config.results, "a folder with step_N.json or step_N_TASK.json")
 
 
 def check_output(path: Path) -> None:

@@ -5,9 +5,9 @@ from time import monotonic
 from types import TracebackType
 from typing import Self, TypeVar
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,7 +17,6 @@ from rich.progress import (
     TimeElapsedColumn,
     track,
 )
-from rich.table import Table
 
 from vlmkit.redact import redact
 
@@ -52,13 +51,19 @@ class Screen:
         self.console.print(redact(text), markup=False)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """A table; outside a terminal its lines are as long as they need to be."""
-        table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-        for row in rows:
-            table.add_row(*(escape(redact(cell)) for cell in row))
-        unlimited = self.console.options.update(width=10_000)
-        width = None if self.console.is_terminal else Measurement.get(self.console, unlimited, table).maximum
-        self.console.print(table, width=width, soft_wrap=False)
+        """A table. In a terminal too narrow for it, the columns that do not fit follow below, behind the first again.
+
+        Outside a terminal its lines are as long as they need to be.
+        """
+        lines = [columns, *([redact(cell) for cell in row] for row in rows)]
+        widths = [max(map(cell_len, column)) + 2 for column in zip(*lines, strict=True)]
+        room = self.console.width if self.console.is_terminal else sum(widths)
+        for number, shown in enumerate(_fitting_columns(widths, room)):
+            if number:
+                self.console.print()
+            for line in lines:
+                text = "".join(set_cell_size(line[column], widths[column]) for column in shown).rstrip()
+                self.console.print(text, markup=False, style="bold" if line is columns else None)
 
     def watch(self, what: str) -> Callable[[Sequence[T]], Iterable[T]]:
         """A function that gives the items on, with a bar while they are worked through."""
@@ -70,6 +75,16 @@ class Screen:
             return track(items, what, console=self.console, transient=True)
 
         return watched
+
+
+def _fitting_columns(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Column numbers in groups that fit side by side, each behind column 0; at least one more in each."""
+    groups = [[0]]
+    for column in range(1, len(widths)):
+        if len(groups[-1]) > 1 and sum(widths[other] for other in groups[-1]) + widths[column] > room:
+            groups.append([0])
+        groups[-1].append(column)
+    return groups
 
 
 class StepBar:

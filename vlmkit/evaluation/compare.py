@@ -1,0 +1,192 @@
+"""Two checkpoints that answered the same questions, compared sample by sample.
+
+Only documents that both have a score for count, and only if prompt and pictures are the same. What differs between
+two checkpoints on the same questions is known far better than each one's score: see ``evaluation/statistics.py``.
+
+The p of a task's main metric, the one of the most samples, is corrected for there being several tasks. Its other
+metrics look at the same answers again, in parts or in another way; theirs are not.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from vlmkit.errors import ConfigError
+from vlmkit.evaluation.cells import Cell, Metric
+from vlmkit.evaluation.samples import Line, read_samples
+from vlmkit.evaluation.sides import Side
+from vlmkit.evaluation.statistics import Difference, aggregate, compare_scores, holm
+
+SETTINGS = ("limit", "lmms_eval", "max_new_tokens", "temperature", "top_p", "seed", "local_data")  # of an order
+CIRCUMSTANCES = ("task_hash", "precision")  # of a cell's provenance
+DIGITS = 9  # that two scores must share to be the same
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A sample that scored otherwise."""
+
+    doc_id: int
+    prompt: str
+    pictures: list[str]  # their digests
+    target: Any
+    answer_a: Any
+    answer_b: Any
+    score_a: float
+    score_b: float
+
+
+@dataclass(frozen=True, slots=True)
+class MetricComparison:
+    """One metric of a task, on the documents that count."""
+
+    name: str
+    a: float
+    b: float
+    n: int  # samples with a score for it
+    difference: Difference | None  # None: the metric is no known function of the samples' scores
+    a_better: int  # samples
+    b_better: int
+    p_corrected: float | None = None  # of a main metric
+
+    @property
+    def same(self) -> int:
+        """Samples."""
+        return self.n - self.a_better - self.b_better
+
+    @property
+    def p(self) -> float | None:
+        """Not corrected; None if it is not known."""
+        return None if self.difference is None else self.difference.p
+
+
+@dataclass(frozen=True, slots=True)
+class TaskComparison:
+    """A task that both checkpoints answered."""
+
+    task: str
+    metrics: list[MetricComparison]  # the main one first
+    changed: list[Changed]  # by the main metric, the largest change first
+    notes: list[str]  # what a reader must know, in lines
+
+    def with_corrected(self, p: float | None) -> Self:
+        """The same, with the corrected p of the main metric."""
+        if not self.metrics:
+            return self
+        return replace(self, metrics=[replace(self.metrics[0], p_corrected=p), *self.metrics[1:]])
+
+
+def compare_sides(a: Side, b: Side, tasks: Sequence[str] | None, confidence: float) -> list[TaskComparison]:
+    """Compare two checkpoints on the tasks that both answered.
+
+    Args:
+        a: The one.
+        b: The other.
+        tasks: None: all.
+        confidence: Of the intervals, as in 0.95.
+
+    Raises:
+        ConfigError: One of the tasks was not answered by both.
+    """
+    both = sorted(a.cells.keys() & b.cells.keys())
+    unknown = sorted(set(tasks or ()) - set(both))
+    if unknown:
+        raise ConfigError(f"tasks=[{','.join(unknown)}]: not finished by both a and b, which have {', '.join(both)}")
+    compared = [compare_cells(a.cells[task], b.cells[task], confidence) for task in tasks or both]
+    corrected = holm([one.metrics[0].p if one.metrics else None for one in compared])
+    return [one.with_corrected(p) for one, p in zip(compared, corrected, strict=True)]
+
+
+def compare_cells(a: Cell, b: Cell, confidence: float) -> TaskComparison:
+    """Compare what two checkpoints answered on the same task."""
+    scored_a, scored_b = _scored_documents(a), _scored_documents(b)
+    both = [doc_id for doc_id in scored_a if doc_id in scored_b]
+    pairs = [(scored_a[doc_id], scored_b[doc_id]) for doc_id in both]
+    alike = [pair for pair in pairs if _question(pair[0]) == _question(pair[1])]
+    names = [name for name in a.metrics if name in b.metrics]
+    found = [_compare_metric(name, a.metrics[name], b.metrics[name], alike, confidence) for name in names]
+    metrics = sorted((metric for metric in found if metric), key=lambda metric: metric.n, reverse=True)
+    return TaskComparison(
+        task=a.order.task,
+        metrics=metrics,
+        changed=_changed(metrics[0].name, alike) if metrics else [],
+        notes=[
+            *_notes_on_settings(a, b),
+            *_notes_on_samples(len(scored_a.keys() | scored_b.keys()), len(pairs), len(alike)),
+            *(f"{metric.name} is no mean: it is each one's own" for metric in metrics if metric.difference is None),
+        ],
+    )
+
+
+def _compare_metric(
+    name: str, a: Metric, b: Metric, pairs: Iterable[tuple[Line, Line]], confidence: float
+) -> MetricComparison | None:
+    """None if the samples' scores are what matters, and there are none."""
+    own = [(one, other) for one, other in pairs if name in one["scores"] and name in other["scores"]]
+    scores_a, scores_b = ([float(pair[side]["scores"][name]) for pair in own] for side in (0, 1))
+    gains = [round(x - y, DIGITS) * (1 if a.higher_is_better else -1) for x, y in zip(scores_a, scores_b, strict=True)]
+    counts = {"n": len(own), "a_better": sum(gain > 0 for gain in gains), "b_better": sum(gain < 0 for gain in gains)}
+    if a.aggregation is None or a.aggregation is not b.aggregation:
+        return MetricComparison(name, a.value, b.value, difference=None, **counts)
+    if not own:
+        return None
+    strata = [line.get("strata", {}).get(name, "") for line, _ in own]
+    clusters = [line.get("cluster", line["doc_id"]) for line, _ in own]
+    return MetricComparison(
+        name,
+        aggregate(scores_a, strata, a.aggregation),
+        aggregate(scores_b, strata, a.aggregation),
+        difference=compare_scores(scores_a, scores_b, strata, clusters, a.aggregation, confidence),
+        **counts,
+    )
+
+
+def _changed(name: str, pairs: Iterable[tuple[Line, Line]]) -> list[Changed]:
+    found = [
+        Changed(
+            doc_id=a["doc_id"],
+            prompt=a.get("prompt", ""),
+            pictures=a.get("pictures", []),
+            target=a.get("target"),
+            answer_a=a.get("answer"),
+            answer_b=b.get("answer"),
+            score_a=a["scores"][name],
+            score_b=b["scores"][name],
+        )
+        for a, b in pairs
+        if name in a["scores"] and name in b["scores"] and round(a["scores"][name] - b["scores"][name], DIGITS)
+    ]
+    return sorted(found, key=lambda sample: -abs(sample.score_a - sample.score_b))
+
+
+def _scored_documents(cell: Cell) -> dict[int, Line]:
+    """Document → the line with its scores, in the order of the task; those that could not be answered have none."""
+    return {line["doc_id"]: line for line in read_samples(cell.folder).values() if line.get("scores")}
+
+
+def _question(line: Line) -> tuple[Any, Any]:
+    return line.get("prompt"), line.get("pictures")
+
+
+def _notes_on_settings(a: Cell, b: Cell) -> list[str]:
+    told = [(name, getattr(a.order, name), getattr(b.order, name)) for name in SETTINGS]
+    told += [(name, a.provenance.get(name), b.provenance.get(name)) for name in CIRCUMSTANCES]
+    notes = [f"{name} differs: {of_a} in a, {of_b} in b" for name, of_a, of_b in told if of_a != of_b]
+    if a.order.fingerprint == b.order.fingerprint:
+        notes.append("both are the same checkpoint, file by file")
+    if a.order.limit is not None and a.order.limit == b.order.limit:
+        notes.append(f"of the first {a.order.limit:,} samples only")
+    return notes
+
+
+def _notes_on_samples(scored: int, in_both: int, alike: int) -> list[str]:
+    notes = []
+    if scored > in_both:
+        notes.append(f"{scored - in_both:,} of {scored:,} samples have a score in one only: left out")
+    if in_both > alike:
+        notes.append(
+            f"not the same questions: {in_both - alike:,} of {in_both:,} have another prompt or picture: left out"
+        )
+    if not alike:
+        notes.append("nothing to compare")
+    return notes
