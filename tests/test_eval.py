@@ -151,7 +151,7 @@ def test_checkpoints_and_the_folders_of_their_results(paths: RunPaths, tmp_path:
         ("steps=latest", "steps=latest"),
         ("tasks=ai2d", "tasks=[ai2d]"),
         ("tasks=[a,b]", "tasks=[a,b]"),
-        ("run=runs/lr=1,seed=2", "run='runs/lr=1,seed=2'"),
+        ("run=runs/lr=1,seed=2", "run=runs/lr=1,seed=2"),
         ("--help", "--help"),
     ],
 )

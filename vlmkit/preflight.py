@@ -79,7 +79,7 @@ def check_evaluation(config: EvalConfig) -> None:
         ConfigError: Something is missing; the message names the key and the way out.
     """
     if find_spec("lmms_eval") is None:
-        raise ConfigError("evaluation needs packages that are not installed: pip install 'vlmkit[eval]'")
+        raise ConfigError("evaluation needs lmms-eval, which is not installed: pip install 'vlmkit[eval]'")
     for subject in find_subjects(config):
         read_checkpoint(subject.checkpoint, "ckpt")
         require_weights(subject.checkpoint, "ckpt")
@@ -89,12 +89,11 @@ def check_evaluation(config: EvalConfig) -> None:
         raise ConfigError(f"eval_suite.local_data={data}: must be a folder that is there")
     if config.cells is None and not config.task_names:
         raise ConfigError("tasks: name some, as in tasks=[mmstar,textvqa_val], or a suite")
-    unknown = [task for task in config.task_names if find_task_folder(task) is None] if config.cells is None else []
-    if unknown:
+    unknown = [task for task in config.task_names if find_task_folder(task) is None]
+    if unknown and config.cells is None:
         from vlmkit.evaluation.tasks import require_task  # takes seconds, and knows what is like them
 
-        for task in unknown:
-            require_task(task)
+        require_task(unknown[0])
 
 
 def check_merge(config: MergeConfig) -> None:
