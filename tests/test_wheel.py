@@ -27,3 +27,5 @@ def test_a_wheel_brings_its_configs_and_assets(tmp_path: Path) -> None:
     assert (tmp_path / "site" / "vlmkit" / "conf" / "train.yaml").is_file()
     assert (tmp_path / "site" / "vlmkit" / "assets" / "tiny_tokenizer" / "tokenizer.json").is_file()
     assert (tmp_path / "site" / "vlmkit" / "reporting" / "templates" / "inspect.css").is_file()
+    tasks = tmp_path / "site" / "vlmkit" / "evaluation" / "lmms_tasks"
+    assert {path.name for path in (tasks / "easyvqa").iterdir()} >= {"easyvqa.yaml", "task.py"}

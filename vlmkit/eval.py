@@ -15,16 +15,19 @@ Read next: ``evaluation/cells.py`` (what a cell is), ``evaluation/runner.py`` (h
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
 from vlmkit import entry
-from vlmkit.config import EvalConfig, TrainerConfig, as_override
+from vlmkit.config import EvalConfig, TrainerConfig
 from vlmkit.evaluation.cells import Cell, CellState
+from vlmkit.evaluation.delivery import deliver_late
+from vlmkit.evaluation.merge import merge_subject
 from vlmkit.evaluation.subjects import done_cells, find_subjects, plan_cells
+from vlmkit.paths import RunPaths
 from vlmkit.preflight import check_evaluation
+from vlmkit.tracking.console import Screen
 
-TEXTS = ("ckpt", "run", "out", "eval_suite.local_data")  # all of them is only text, whatever it holds
 LISTS = ("tasks", "steps", "cells")  # a=1,2 would be a sweep
 
 
@@ -36,13 +39,12 @@ def evaluate(config: EvalConfig) -> list[Cell]:
     Returns:
         All cells that were asked for, as they are now.
     """
-    from vlmkit.tracking.console import Screen
-
     subjects = find_subjects(config)
     if done := done_cells(config, subjects):
         screen = Screen(os.environ.get("RANK", "0") == "0")
         screen.say("all is done: force=true would do it again")
         screen.table(COLUMNS, _rows(done))
+        hand_on(done, screen)
         return done
     # Imported here: a mistake in the command is answered before these seconds are spent.
     from vlmkit.distributed import Ranks
@@ -61,10 +63,19 @@ def evaluate(config: EvalConfig) -> list[Cell]:
         changed = {cell.folder: cell for cell in CellRunner(ranks, screen, stop).run(open_cells)}
         cells = [changed.get(cell.folder, cell) for cell in cells]
         screen.table(COLUMNS, _rows(cells))
+        ranks.run_on_main(lambda: hand_on(cells, screen))
         if stop.reached_any(ranks):
             screen.say("stopped; the same command goes on from here")
             sys.exit(128 + (stop.received or signal.SIGTERM))
     return cells
+
+
+def hand_on(cells: Iterable[Cell], screen: Screen) -> None:
+    """Merge the results of each checkpoint; those of a run go to its metrics.jsonl and to wandb."""
+    for folder in dict.fromkeys(cell.folder.parent for cell in cells):
+        merge_subject(folder)
+    for evals in dict.fromkeys(cell.folder.parent.parent for cell in cells):
+        deliver_late(RunPaths(evals.parent), screen.say)
 
 
 COLUMNS = ("checkpoint", "task", "metric", "value", "± s.e.", "samples", "seconds")
@@ -91,16 +102,15 @@ def _rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
 def main() -> None:
     """The command."""
     sys.argv = [sys.argv[0], *map(rewritten, sys.argv[1:])]
+    entry.quote_paths("ckpt", "run", "out", "eval_suite.local_data")
     entry.run("eval", _start)
 
 
 def rewritten(argument: str) -> str:
-    """An argument as Hydra must read it: ``suite`` is ``eval_suite``, a list needs no brackets, a path is only text."""
+    """An argument as Hydra must read it: ``suite`` is ``eval_suite``, and a list needs no brackets."""
     name, equals, value = argument.partition("=")
     if name == "suite" or name.startswith("suite."):
         name = f"eval_{name}"
-    if equals and name in TEXTS:
-        value = as_override(value)
     if equals and name in LISTS and not value.startswith("[") and (name != "steps" or "," in value):
         value = f"[{value}]"
     return f"{name}{equals}{value}"

@@ -115,15 +115,14 @@ def check_suite(suite: EvalSuiteConfig, tasks: Sequence[str], what: str) -> None
         ConfigError: Something is missing; the message names the key and the way out.
     """
     if find_spec("lmms_eval") is None:
-        raise ConfigError(f"{what}: needs packages that are not installed: pip install 'vlmkit[eval]'")
+        raise ConfigError(f"{what}: needs lmms-eval, which is not installed: pip install 'vlmkit[eval]'")
     if suite.local_data is not None and not Path(suite.local_data).expanduser().is_dir():
         raise ConfigError(f"eval_suite.local_data={suite.local_data}: must be a folder that is there")
     unknown = [task for task in tasks if find_task_folder(task) is None]
     if unknown:
         from vlmkit.evaluation.tasks import require_task  # takes seconds, and knows what is like them
 
-        for task in unknown:
-            require_task(task)
+        require_task(unknown[0])
 
 
 def check_output(path: Path) -> None:

@@ -142,6 +142,15 @@ def test_samples_that_fail_fail_the_cell_and_are_asked_again(
     assert len(healthy.asked) <= 3 * BATCH
 
 
+def test_answers_to_other_data_are_not_gone_on_with(tmp_path: Path, data: Path, task: LmmsTask) -> None:
+    failed = runner().run_cell(planned(tmp_path / "cells", data), Model(refused=[3]), task)
+    chartqa().save(tmp_path / "chartqa")
+    model = Model()
+    cell = runner().run_cell(failed, model, load_task("chartqa", str(tmp_path)))
+    assert (cell.state, model.asked) == (CellState.failed, [])
+    assert cell.reason == "chartqa: the task or its data have changed since it was begun: force=true begins anew"
+
+
 def test_a_few_may_fail_and_the_score_is_of_the_others(tmp_path: Path, data: Path, task: LmmsTask) -> None:
     cell = runner().run_cell(planned(tmp_path, data, max_errors=2), Model(refused=[3, 11]), task)
     assert cell.state is CellState.done

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
-from tests.evaluation.made_up_tasks import TASKS, MadeUpModel, number_in
+from tests.evaluation.made_up_tasks import TASKS, MadeUpModel, number_in, picture
 from vlmkit.config import EvalSuiteConfig, TrainerConfig
 from vlmkit.distributed import Ranks
 from vlmkit.errors import ConfigError, UserError
@@ -175,6 +176,24 @@ def test_ocrbench_says_the_same_a_second_time_in_the_same_process(data: Callable
 def test_pictures_of_mmmu_stand_where_the_question_names_them(data: Callable[[str], Path], tmp_path: Path) -> None:
     _, _, model = run(tmp_path, "mmmu_val", data("mmmu_val"), TASKS["mmmu_val"]().right.__getitem__)
     assert any(text.startswith("#1 Compare<image>with<image>") for text in model.questions)
+
+
+def test_choices_are_weighed_and_the_likeliest_counts(tmp_path: Path) -> None:
+    choices = ["red", "green", "blue", "a dark grey"]
+    rows = [
+        {"question": f"#{n} Which?", "answer": "ABCD"[n % 4], "question_id": str(n), "image": [picture(n)]}
+        | {f"choice_{letter}": choice for letter, choice in zip("abcd", choices, strict=True)}
+        for n in range(5)
+    ]
+    features = Features(dict.fromkeys(rows[0], Value("string")) | {"image": List(Image())})
+    DatasetDict({"test": Dataset.from_list(rows, features=features)}).save_to_disk(tmp_path / "seedbench_ppl")
+    cell, lines, _ = run(tmp_path / "right", "seedbench_ppl", tmp_path, lambda number: choices[number % 4])
+    assert values(cell) == {"acc": 1.0}
+    assert (cell.requests, cell.metrics["acc"].n) == (20, 5)
+    assert [line["answer"] for line in lines.values()][:4] == [f" {choice}" for choice in choices]
+    assert_scores_give_the_values(cell, lines)
+    cell, _, _ = run(tmp_path / "wrong", "seedbench_ppl", tmp_path, lambda number: choices[(number + 1) % 4])
+    assert values(cell) == {"acc": 0.0}
 
 
 def test_generation_follows_the_task_and_then_the_suite(data: Callable[[str], Path]) -> None:

@@ -107,9 +107,7 @@ class CellRunner:
         ranks = self.ranks
         try:
             requests = task.requests(cell.order)
-            cell = ranks.run_on_main(
-                lambda: cell.changed(state=CellState.begun, reason=None, requests=len(requests), errors=0)
-            )
+            cell = ranks.run_on_main(lambda: _begin(cell, task, len(requests)))
             done = ranks.run_on_main(lambda: _answered(cell))
             self._answer(cell, model, task, requests, done)
         except Exception as error:
@@ -171,6 +169,18 @@ class CellRunner:
         """The same for one that this process holds: to take a lock twice is to lose it."""
         self.screen.say(f"warning: {cell.order.task}: {reason}")
         return cell.changed(state=CellState.failed, reason=redact(reason))
+
+
+def _begin(cell: Cell, task: LmmsTask, requests: int) -> Cell:
+    """The cell, begun or gone on with.
+
+    Raises:
+        UserError: What it has answers to was asked otherwise.
+    """
+    asked = {"task_hash": task.config_hash}
+    if cell.requests not in (None, requests) or cell.provenance.get("task_hash") not in (None, task.config_hash):
+        raise UserError(f"{task.name}: the task or its data have changed since it was begun: force=true begins anew")
+    return cell.changed(state=CellState.begun, reason=None, requests=requests, errors=0, provenance=asked)
 
 
 def _answered(cell: Cell) -> set[int]:

@@ -11,7 +11,7 @@ import random
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -296,13 +296,12 @@ def _local_data(name: str, local_data: str) -> dict[str, Any]:
 
 def _build(manager: TaskManager, name: str, config: dict[str, Any], changes: dict[str, Any]) -> ConfigurableTask:
     kind = KINDS[config.get("output_type", "generate_until")]
-    download = ConfigurableTask.download
+    local = "dataset_path" in changes or is_own(name)
     try:
-        with hub_or_offline(), _replaced(ConfigurableTask, "download", download.__wrapped__):
+        with nullcontext() if local else hub_or_offline(), _without_retries():
             loaded = manager.load_task_or_group([{"task": name, **changes}], task_type=kind)
     except Exception as error:
         source = changes.get("dataset_path") or config.get("dataset_path")
-        local = "dataset_path" in changes
         way_out = "" if local else f"; eval_suite.local_data=DIR reads a save_to_disk folder DIR/{name} instead"
         raise UserError(f"{name}: its data ({source}) cannot be read: {_one_line(error)}{way_out}") from error
     [task] = loaded.values()
@@ -368,13 +367,14 @@ def _random_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
+def _without_retries() -> Iterator[None]:
+    """Data that cannot be fetched are not asked for again: lmms-eval would wait and try five times."""
+    download = ConfigurableTask.download
+    ConfigurableTask.download = download.__wrapped__
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        ConfigurableTask.download = download
 
 
 def _source(value: Any) -> Any:
