@@ -43,7 +43,7 @@ def evaluate(config: EvalConfig) -> list[Cell]:
     if done := done_cells(config, subjects):
         screen = Screen(os.environ.get("RANK", "0") == "0")
         screen.say("all is done: force=true would do it again")
-        screen.table(COLUMNS, _rows(done))
+        _show(done, screen)
         hand_on(done, screen)
         return done
     # Imported here: a mistake in the command is answered before these seconds are spent.
@@ -62,7 +62,7 @@ def evaluate(config: EvalConfig) -> list[Cell]:
         screen.say(f"{len(cells)} to evaluate, {len(cells) - len(open_cells)} of them done before")
         changed = {cell.folder: cell for cell in CellRunner(ranks, screen, stop).run(open_cells)}
         cells = [changed.get(cell.folder, cell) for cell in cells]
-        screen.table(COLUMNS, _rows(cells))
+        _show(cells, screen)
         ranks.run_on_main(lambda: hand_on(cells, screen))
         if stop.reached_any(ranks):
             screen.say("stopped; the same command goes on from here")
@@ -81,19 +81,25 @@ def hand_on(cells: Iterable[Cell], screen: Screen) -> None:
 COLUMNS = ("checkpoint", "task", "metric", "value", "± s.e.", "samples", "seconds")
 
 
+def _show(cells: Sequence[Cell], screen: Screen) -> None:
+    """The scores, and why there is none."""
+    screen.table(COLUMNS, _rows(cells))
+    for cell in cells:
+        if cell.state is CellState.failed:
+            screen.say(f"{cell.folder.parent.name} {cell.folder.name}: {cell.reason}")
+
+
 def _rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
     """A line for each metric, or for what became of a cell without any."""
     rows: list[tuple[str, ...]] = []
     for cell in cells:
         place = cell.folder.parent.name, cell.folder.name
         if cell.state is not CellState.done:
-            rows.append(
-                (*place, f"{cell.state.value}: {cell.reason}" if cell.reason else cell.state.value, "", "", "", "")
-            )
+            rows.append((*place, cell.state.value, "", "", "", ""))
             continue
         for name, metric in cell.metrics.items():
             stderr = "" if metric.stderr is None else f"{metric.stderr:.4f}"
-            of_first = "" if cell.order.limit is None else f" (of the first {cell.order.limit})"
+            of_first = "" if cell.order.limit is None else " (the first)"
             seconds = f"{cell.provenance.get('seconds', 0):,.0f}"
             rows.append((*place, name, f"{metric.value:.4f}", stderr, f"{metric.n:,}{of_first}", seconds))
     return rows

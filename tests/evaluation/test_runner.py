@@ -148,7 +148,7 @@ def test_answers_to_other_data_are_not_gone_on_with(tmp_path: Path, data: Path, 
     model = Model()
     cell = runner().run_cell(failed, model, load_task("chartqa", str(tmp_path)))
     assert (cell.state, model.asked) == (CellState.failed, [])
-    assert cell.reason == "chartqa: the task or its data have changed since it was begun: force=true begins anew"
+    assert cell.reason == "the task or its data have changed since it was begun: force=true begins anew"
 
 
 def test_a_few_may_fail_and_the_score_is_of_the_others(tmp_path: Path, data: Path, task: LmmsTask) -> None:
@@ -202,7 +202,7 @@ def test_no_model_is_loaded_for_a_task_that_cannot_be_nor_for_another_checkpoint
     cells = cells_of_a_checkpoint(tmp_path / "b", data, ["chartqa"])
     (Path(cells[0].order.checkpoint) / "model.safetensors").write_bytes(b"trained on")
     [cell] = strict.run(cells)
-    assert cell.reason == f"{cells[0].order.checkpoint}: is another checkpoint than the one that was to be evaluated"
+    assert cell.reason == f"{cells[0].order.checkpoint} is another checkpoint than the one that was to be evaluated"
 
 
 def test_a_signal_ends_after_the_batch_and_the_cell_goes_on(

@@ -179,7 +179,7 @@ def _begin(cell: Cell, task: LmmsTask, requests: int) -> Cell:
     """
     asked = {"task_hash": task.config_hash}
     if cell.requests not in (None, requests) or cell.provenance.get("task_hash") not in (None, task.config_hash):
-        raise UserError(f"{task.name}: the task or its data have changed since it was begun: force=true begins anew")
+        raise UserError("the task or its data have changed since it was begun: force=true begins anew")
     return cell.changed(state=CellState.begun, reason=None, requests=requests, errors=0, provenance=asked)
 
 
@@ -260,7 +260,7 @@ def _require_same(cells: Iterable[Cell]) -> None:
     for cell in cells:
         order = cell.order
         if checkpoint_fingerprint(Subject(order.checkpoint, order.step, cell.folder.parent)) != order.fingerprint:
-            raise UserError(f"{order.checkpoint}: is another checkpoint than the one that was to be evaluated")
+            raise UserError(f"{order.checkpoint} is another checkpoint than the one that was to be evaluated")
 
 
 def _one_line(error: Exception) -> str:

@@ -154,7 +154,7 @@ class LmmsTask:
             except KeyError:  # a task that looks at the picture, and does not say so
                 given = process(self.task, self.task.eval_docs[number], responses)
         except Exception as error:
-            raise UserError(f"{self.name}: lmms-eval cannot score document {number}: {_one_line(error)}") from error
+            raise UserError(f"lmms-eval cannot score document {number}: {_one_line(error)}") from error
         return dict(given)
 
     def _score_metric(self, key: str, name: str, documents: dict[int, Document], folder: Path) -> Metric | None:
@@ -166,7 +166,7 @@ class LmmsTask:
             with _globals_kept(function):
                 return score_metric(key, documents, function, call, bool(self.task.higher_is_better()[name]))
         except Exception as error:
-            raise UserError(f"{self.name}: lmms-eval cannot compute {key}: {_one_line(error)}") from error
+            raise UserError(f"lmms-eval cannot compute {key}: {_one_line(error)}") from error
 
     def _line(self, number: int, document: Document) -> Line:
         return {
@@ -196,7 +196,7 @@ def load_task(name: str, local_data: str | None) -> LmmsTask:
 
     Raises:
         ConfigError: There is no such task.
-        UserError: It cannot be answered or scored here; the message says why.
+        UserError: It cannot be answered or scored here; the message says why, but not of which task.
     """
     require_task(name)
     with quiet():
@@ -204,11 +204,11 @@ def load_task(name: str, local_data: str | None) -> LmmsTask:
         try:
             config = manager._get_config(name)
         except Exception as error:
-            _require_key(name, find_judge([type(error)]))  # its module asks for the key when it is imported
-            raise UserError(f"{name}: lmms-eval cannot load this task: {_one_line(error)}") from error
-        _require_answerable(name, config)
+            _require_key(find_judge([type(error)]))  # its module asks for the key when it is imported
+            raise UserError(f"lmms-eval cannot load this task: {_one_line(error)}") from error
+        _require_answerable(config)
         used = [config.get("process_results"), *(each.get("aggregation") for each in config.get("metric_list") or ())]
-        _require_key(name, find_judge(function for function in used if callable(function)))
+        _require_key(find_judge(function for function in used if callable(function)))
         changes = _own_data(config) if local_data is None or is_own(name) else _local_data(name, local_data)
         return LmmsTask(name, _build(manager, name, config, changes))
 
@@ -256,23 +256,23 @@ def _members(group: str) -> list[str]:
     return [member for name in names for member in (_members(name) if name != group else [])]
 
 
-def _require_answerable(name: str, config: dict[str, Any]) -> None:
+def _require_answerable(config: dict[str, Any]) -> None:
     """Raise UserError if the model cannot do what the task asks for."""
     output_type = config.get("output_type", "generate_until")
     if output_type not in KINDS:
-        raise UserError(f"{name}: asks for {output_type}, which vlmkit's model does not do")
+        raise UserError(f"asks for {output_type}, which vlmkit's model does not do")
     data = config.get("dataset_kwargs") or {}
     if data.get("video") or "From_YouTube" in data:
-        raise UserError(f"{name}: is about videos; vlmkit's models see pictures only")
+        raise UserError("is about videos; vlmkit's models see pictures only")
     if any(metric.get("metric") == "acc_mutual_info" for metric in config.get("metric_list") or ()):
-        raise UserError(f"{name}: asks for acc_mutual_info, which vlmkit's model does not do")
+        raise UserError("asks for acc_mutual_info, which vlmkit's model does not do")
 
 
-def _require_key(name: str, judge: str | None) -> None:
+def _require_key(judge: str | None) -> None:
     """Raise UserError if the scores come from another model that cannot be asked here."""
     if judge and not has_key():
         raise UserError(
-            f"{name}: is scored by another model ({judge}), for which there is no key: set OPENAI_API_KEY or the one "
+            f"is scored by another model ({judge}), for which there is no key: set OPENAI_API_KEY or the one "
             "that lmms-eval names for your API_TYPE"
         )
 
@@ -303,10 +303,10 @@ def _build(manager: TaskManager, name: str, config: dict[str, Any], changes: dic
     except Exception as error:
         source = changes.get("dataset_path") or config.get("dataset_path")
         way_out = "" if local else f"; eval_suite.local_data=DIR reads a save_to_disk folder DIR/{name} instead"
-        raise UserError(f"{name}: its data ({source}) cannot be read: {_one_line(error)}{way_out}") from error
+        raise UserError(f"its data ({source}) cannot be read: {_one_line(error)}{way_out}") from error
     [task] = loaded.values()
     if any(isinstance(each, datasets.Audio | datasets.Video) for each in task.task_docs.features.values()):
-        raise UserError(f"{name}: is about sound or videos; vlmkit's models see pictures only")
+        raise UserError("is about sound or videos; vlmkit's models see pictures only")
     return task
 
 
