@@ -32,6 +32,7 @@ HOMES = {
     "pyarrow": {"data/files.py", "data/sources.py"},
     "numba": {"data/best_fit.py"},
     "lmms_eval": {"evaluation/lmms_model.py", "evaluation/lmms_plugin.py", "evaluation/tasks.py"},
+    "tqdm": {"evaluation/lmms_model.py"},  # comes with lmms-eval
     "easy_vqa": {"data/sources.py", "assets/make_tiny_tokenizer.py"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
