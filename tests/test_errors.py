@@ -38,6 +38,8 @@ GOLDEN = Path(__file__).parent / "golden"
         ),
         (["model.vision.pretrained=.", "model.vision.num_heads=2"], ["model.vision.pretrained=.", "no *.safetensors"]),
         (["optimizer.beta1=1"], ["optimizer.beta1=1", "below 1"]),
+        (["evals=local", "evals.schedule=[{tasks: [mme]}]"], ["evals.schedule[0].tasks=mme", "[easyvqa]"]),
+        (["evals=local", "evals.schedule=[{every: 7}]"], ["evals.schedule[0].every=7", "trainer.eval_interval=300"]),
         (["logger.wandb=online"], ["logger.wandb=online", "WANDB_API_KEY"]),
         (["run_dir=/dev/null/run"], ["run_dir=/dev/null/run", "cannot write"]),
         (["-m", "run_dir=x", "seed=0,1"], ["run_dir", "hydra.sweep.dir"]),

@@ -134,7 +134,15 @@ def test_a_limited_result_beside_a_full_one(paths: RunPaths) -> None:
     deliver_late(paths, str)
     full, limited = (each for each in RunStanding(paths, read_config(paths)).standings() if each.step == 4)
     assert (full.task, full.logged) == ("mmstar", True)
-    assert (limited.task, limited.reason) == ("mmstar.limit8", "the result of all samples counts")
+    assert (limited.task, limited.reason) == ("mmstar.limit8", "a result of more samples counts")
+
+
+def test_a_result_of_another_checkpoint(paths: RunPaths) -> None:
+    made.done(paths, 4, "mmstar", 0.5)
+    (paths.checkpoint(4) / "model.safetensors").write_bytes(b"other weights")
+    made.planned(paths, 4, "mme")
+    found = {each.task: each for each in RunStanding(paths, read_config(paths)).standings() if each.step == 4}
+    assert found["mmstar"].reason == "is of another checkpoint than the one of this step now"
 
 
 def test_a_limited_result_alone_is_logged_under_its_own_name(tmp_path: Path) -> None:

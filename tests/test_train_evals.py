@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import QUICK, command_environment
+from tests.conftest import QUICK, command_environment, composed
 from tests.test_train import free_port, metrics, reproducible, start_train
 from tests.tracking.test_sinks import evaluations_in_jsonl, evaluations_in_wandb, in_wandb
+from vlmkit.errors import ConfigError
 from vlmkit.evaluation.cells import CellState, read_cell, read_cells
 from vlmkit.evaluation.samples import read_samples
 from vlmkit.paths import RunPaths
+from vlmkit.preflight import check_training
 
 pytestmark = pytest.mark.slow
 STEPS = (4, 8, 12)
@@ -150,3 +152,9 @@ def test_a_signal_ends_the_processes_beside_the_run_and_the_next_start_goes_on(i
     finish(run, "evals=local")
     assert answers(run) == answers(inline)
     assert_logged(run)
+
+
+def test_a_task_that_nobody_knows_is_told_before_the_run_begins(tmp_path: Path) -> None:
+    config = composed("train", "evals=local", "eval_suite.tasks=[mmstarr]")
+    with pytest.raises(ConfigError, match="mmstarr"):
+        check_training(config, RunPaths(tmp_path))

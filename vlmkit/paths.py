@@ -52,6 +52,11 @@ class RunPaths:
         return self.root / ".lock"
 
     @property
+    def delivery_lock(self) -> Path:
+        """Held by the process that logs late results, which holds the run for that time too; others wait for it."""
+        return self.root / ".delivery.lock"
+
+    @property
     def wandb_run_id(self) -> Path:
         """The id under which wandb knows this run."""
         return self.root / "wandb_run_id"

@@ -1,10 +1,12 @@
 """What can be checked on this machine before anything heavy is imported or loaded."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from vlmkit.config import (
     EvalConfig,
+    EvalSuiteConfig,
     EvalsWhere,
     GenerateConfig,
     MergeConfig,
@@ -36,7 +38,7 @@ def check_training(config: TrainConfig, paths: RunPaths) -> None:
     if config.logger.wandb is WandbMode.online and not has_wandb_key():
         raise ConfigError("logger.wandb=online: needs an API key: set WANDB_API_KEY or use logger.wandb=offline")
     if config.evals.where is not EvalsWhere.none:
-        require_package("lmms_eval", "'vlmkit[eval]'", f"evals={config.evals.where.value}")
+        check_suite(config.eval_suite, config.eval_suite.tasks, f"evals={config.evals.where.value}")
     if config.push_to_hub is not None:
         check_hub_token(config.push_to_hub)
     begun = paths.newest_checkpoint is not None  # then the run goes on from its own, wherever it began
@@ -72,30 +74,6 @@ def check_generation(config: GenerateConfig) -> None:
         check_output(Path(config.out).expanduser())
 
 
-def check_evaluation(config: EvalConfig) -> None:
-    """Check lmms-eval, the checkpoints and the names of the tasks.
-
-    Raises:
-        ConfigError: Something is missing; the message names the key and the way out.
-    """
-    if find_spec("lmms_eval") is None:
-        raise ConfigError("evaluation needs lmms-eval, which is not installed: pip install 'vlmkit[eval]'")
-    for subject in find_subjects(config):
-        read_checkpoint(subject.checkpoint, "ckpt")
-        require_weights(subject.checkpoint, "ckpt")
-        require_writable(subject.folder, f"out={subject.folder}")
-    data = config.eval_suite.local_data
-    if data is not None and not Path(data).expanduser().is_dir():
-        raise ConfigError(f"eval_suite.local_data={data}: must be a folder that is there")
-    if config.cells is None and not config.task_names:
-        raise ConfigError("tasks: name some, as in tasks=[mmstar,textvqa_val], or a suite")
-    unknown = [task for task in config.task_names if find_task_folder(task) is None]
-    if unknown and config.cells is None:
-        from vlmkit.evaluation.tasks import require_task  # takes seconds, and knows what is like them
-
-        require_task(unknown[0])
-
-
 def check_merge(config: MergeConfig) -> None:
     """Check the folders.
 
@@ -108,6 +86,43 @@ def check_merge(config: MergeConfig) -> None:
     if config.results is not None:
         has_results = any(Path(config.results).expanduser().glob("step_*.json"))
         require(has_results, "results", config.results, "a folder with step_N.json or step_N_TASK.json")
+
+
+def check_evaluation(config: EvalConfig) -> None:
+    """Check lmms-eval, the checkpoints and the names of the tasks.
+
+    Raises:
+        ConfigError: Something is missing; the message names the key and the way out.
+    """
+    if config.cells is None and not config.task_names:
+        raise ConfigError("tasks: name some, as in tasks=[mmstar,textvqa_val], or a suite")
+    check_suite(config.eval_suite, config.task_names if config.cells is None else [], "evaluation")
+    for subject in find_subjects(config):
+        read_checkpoint(subject.checkpoint, "ckpt")
+        require_weights(subject.checkpoint, "ckpt")
+        require_writable(subject.folder, f"out={subject.folder}")
+
+
+def check_suite(suite: EvalSuiteConfig, tasks: Sequence[str], what: str) -> None:
+    """Check that lmms-eval is there and knows the tasks.
+
+    Args:
+        suite: How they are asked.
+        tasks: Their names.
+        what: Needs lmms-eval.
+
+    Raises:
+        ConfigError: Something is missing; the message names the key and the way out.
+    """
+    if find_spec("lmms_eval") is None:
+        raise ConfigError(f"{what}: needs lmms-eval, which is not installed: pip install 'vlmkit[eval]'")
+    if suite.local_data is not None and not Path(suite.local_data).expanduser().is_dir():
+        raise ConfigError(f"eval_suite.local_data={suite.local_data}: must be a folder that is there")
+    unknown = [task for task in tasks if find_task_folder(task) is None]
+    if unknown:
+        from vlmkit.evaluation.tasks import require_task  # takes seconds, and knows what is like them
+
+        require_task(unknown[0])
 
 
 def check_output(path: Path) -> None:

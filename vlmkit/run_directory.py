@@ -134,7 +134,8 @@ def claim(paths: RunPaths, config: TrainConfig) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(held_lock(paths.lock, wait=False))
+            with held_lock(paths.delivery_lock, wait=True):  # some seconds, if results of an evaluation are logged now
+                stack.enter_context(held_lock(paths.lock, wait=False))
         except BlockingIOError as error:
             raise UserError(
                 f"run_dir={paths.root}: another process trains there now; choose another run_dir"

@@ -1,6 +1,10 @@
 """From cells to metrics.jsonl and wandb, while a run trains and after it ended."""
 
-import multiprocessing
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,8 +15,8 @@ from tests.conftest import composed
 from tests.evaluation import made_up_cells as made
 from tests.tracking.test_sinks import evaluations_in_jsonl, evaluations_in_wandb, in_jsonl, in_wandb
 from vlmkit.evaluation.delivery import News, deliver_late
-from vlmkit.paths import RunPaths, held_lock
-from vlmkit.run_directory import plain_config
+from vlmkit.paths import RunPaths
+from vlmkit.run_directory import claim, plain_config
 from vlmkit.tracking.sinks import build_tracker
 
 
@@ -60,7 +64,7 @@ def test_what_comes_after_the_end_goes_to_metrics_and_to_the_same_wandb_run(ende
 
     def deliver() -> None:
         deliver_late(ended_run, said.append)
-        wandb.teardown()  # as at the end of a process: then all is on disk
+        wandb.teardown()  # as at the end of a process: the next one reads what this one wrote
 
     made.done(ended_run, 2, "mmstar", 0.5)
     deliver()
@@ -81,21 +85,44 @@ def test_what_comes_after_the_end_goes_to_metrics_and_to_the_same_wandb_run(ende
     assert all(run_id in path.name for path in (ended_run.root / "wandb").glob("offline-run-*"))
 
 
+@contextmanager
+def held_elsewhere(*locks: Path) -> Iterator[None]:
+    """By another process."""
+    code = "import fcntl, sys; files = [open(name, 'a') for name in sys.argv[1:]]; [fcntl.lockf(f, 2) for f in files]"
+    command = [sys.executable, "-c", f"{code}; print(flush=True); sys.stdin.read()", *map(str, locks)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None and other.stdout is not None
+        other.stdout.readline()
+        yield
+        other.stdin.close()
+
+
 def test_a_run_that_trains_is_left_to_log_its_results_itself(ended_run: RunPaths) -> None:
     made.done(ended_run, 2, "mmstar", 0.5)
-    held, leave = multiprocessing.Event(), multiprocessing.Event()
-    other = multiprocessing.get_context("fork").Process(target=_hold, args=(ended_run.lock, held, leave))
-    other.start()
-    held.wait()
     said: list[str] = []
-    deliver_late(ended_run, said.append)
-    leave.set()
-    other.join()
+    with held_elsewhere(ended_run.lock):
+        deliver_late(ended_run, said.append)
     assert said == ["the run trains now: it logs its results itself"]
     assert evaluations_in_jsonl(ended_run.root) == []
 
 
-def _hold(lock: Path, held: object, leave: object) -> None:
-    with held_lock(lock, wait=False):
-        held.set()  # type: ignore[attr-defined]
-        leave.wait()  # type: ignore[attr-defined]
+def test_while_another_process_logs_results_both_a_second_one_and_a_start_of_the_run_wait(ended_run: RunPaths) -> None:
+    config = composed("train", "logger.wandb=offline")
+    ended_run.config.write_text(yaml.safe_dump(plain_config(config) | {"logger": {"wandb": "disabled"}}))
+    made.done(ended_run, 2, "mmstar", 0.5)
+
+    def start() -> None:
+        with claim(ended_run, config):
+            pass
+
+    with ThreadPoolExecutor() as threads, held_elsewhere(ended_run.delivery_lock, ended_run.lock):
+        delivery = threads.submit(deliver_late, ended_run, str)
+        wait([delivery], timeout=0.2)
+        assert not delivery.done()
+    delivery.result()
+    assert [step for step, _ in evaluations_in_jsonl(ended_run.root)] == [2]
+    with ThreadPoolExecutor() as threads, held_elsewhere(ended_run.delivery_lock, ended_run.lock):
+        begun = threads.submit(start)
+        wait([begun], timeout=0.2)
+        assert not begun.done()
+    begun.result()

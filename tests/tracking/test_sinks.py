@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 from tests.conftest import command_environment
 from vlmkit.config import LoggerConfig, WandbMode
@@ -59,11 +60,17 @@ def train(run: Path, first: int, last: int, end: str = "finish") -> subprocess.C
     )
 
 
+def offline_files(run: Path) -> list[Path]:
+    """What wandb wrote of all starts, in order; its service ends first, as with a process: then all is on disk."""
+    wandb.teardown()
+    return sorted((run / "wandb").glob("offline-run-*/*.wandb"))
+
+
 def in_wandb(run: Path) -> dict[int, dict[str, float]]:
     """All rows of all offline files together: step → values. A key that is twice there for a step is an error."""
     seen: Counter[tuple[int, str]] = Counter()
     rows: dict[int, dict[str, float]] = {}
-    for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
+    for path in offline_files(run):
         for row in read_wandb_file(path):
             values = {key: json.loads(value) for key, value in row.items() if not key.startswith("_")}
             if EVAL_STEP_KEY in values:
@@ -87,7 +94,7 @@ def in_jsonl(run: Path) -> dict[int, dict[str, float]]:
 def evaluations_in_wandb(run: Path) -> list[tuple[int, dict[str, float]]]:
     """The rows of evaluation results of all offline files, in order."""
     found = []
-    for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
+    for path in offline_files(run):
         for row in read_wandb_file(path):
             values = {key: json.loads(value) for key, value in row.items() if not key.startswith("_")}
             if EVAL_STEP_KEY in values:
@@ -106,7 +113,7 @@ def step_metrics_in_wandb(run: Path) -> dict[str, str]:
     from wandb.sdk.internal.datastore import DataStore
 
     store, axes = DataStore(), {}
-    [path] = (run / "wandb").glob("offline-run-*/*.wandb")
+    [path] = offline_files(run)
     store.open_for_scan(path)
     while (data := store.scan_data()) is not None:
         record = Record.FromString(data)

@@ -99,6 +99,7 @@ def deliver_late(paths: RunPaths, say: Say) -> None:
     if not paths.config.exists():
         return
     with ExitStack() as stack:
+        stack.enter_context(held_lock(paths.delivery_lock, wait=True))  # several may have evaluated at once
         try:
             stack.enter_context(held_lock(paths.lock, wait=False))
         except BlockingIOError:

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from vlmkit.config import as_override
-from vlmkit.evaluation.cells import CELL_FILE, Cell, CellState, cell_name, read_cell, read_cells
+from vlmkit.evaluation.cells import (
+    CELL_FILE,
+    Cell,
+    CellState,
+    cell_name,
+    current_fingerprint,
+    read_cell,
+    read_cells,
+)
 from vlmkit.evaluation.delivery import metric_key
 from vlmkit.evaluation.merged import STEP_FILE, Merged, merged_path, read_merged
 from vlmkit.evaluation.schedule import Schedule
@@ -111,9 +119,13 @@ class RunStanding:
     def _of_done(self, step: int, cell: Cell, merged: Merged | None) -> Standing:
         name, told = cell.folder.name, _score(cell)
         source = merged.sources.get(cell.order.task) if merged else None
+        if current_fingerprint(cell.folder.parent) != cell.order.fingerprint:
+            return Standing(
+                step, name, State.done, told, reason="is of another checkpoint than the one of this step now"
+            )
+        if source and cell.order.limit is not None and cell.order.limit < (source.limit or math.inf):
+            return Standing(step, name, State.done, told, reason="a result of more samples counts")
         if merged is None or source is None or source.key != cell.order.key:
-            if source and cell.order.limit is not None and source.limit is None:
-                return Standing(step, name, State.done, told, reason="the result of all samples counts")
             return self._not_delivered(step, name, told, "not merged yet")
         values = {f"{cell.order.task}_{metric}": value.value for metric, value in cell.metrics.items()}
         if any(merged.results.get(key, math.nan) != values[key] for key in source.results):

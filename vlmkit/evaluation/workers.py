@@ -31,7 +31,7 @@ OF_THE_RUN = (
     *("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE", "HYDRA_FULL_ERROR"),
 )
-PREFIXES_OF_THE_RUN = ("TORCHELASTIC_", "ACCELERATE_", "FSDP_", "SLURM_STEP_", "PMI_", "PMIX_", "OMPI_")
+PREFIXES_OF_THE_RUN = ("TORCHELASTIC_", "ACCELERATE_", "FSDP_", "SLURM_STEP_", "PMI_", "PMIX_", "OMPI_", "MV2_")
 NOT_OF_THE_RUN = ("ACCELERATE_USE_CPU",)  # which device: that is the user's wish
 EVAL_COMMAND = (sys.executable, "-m", "vlmkit.eval")
 SECONDS_TO_LEAVE = 10.0  # for a process that was asked to end: after its batch, or else at once
@@ -67,8 +67,8 @@ class NoWorkers:
 class InlineWorkers:
     """The run's own processes, all together: training waits, and is afterwards as if nothing had been."""
 
-    def __init__(self, stop: StopSignal, ranks: Ranks) -> None:
-        self._screen = Screen(ranks.is_main, bars=False)  # the run's own bar is on the terminal
+    def __init__(self, screen: Screen, stop: StopSignal, ranks: Ranks) -> None:
+        self._screen = screen.beside_a_bar()
         self._stop = stop
         self._ranks = ranks
 
@@ -180,7 +180,7 @@ def build_workers(config: EvalsConfig, screen: Screen, stop: StopSignal, ranks: 
     """Those that ``evals`` asks for, of this process of the run."""
     match config.where:
         case EvalsWhere.inline:
-            return InlineWorkers(stop, ranks)
+            return InlineWorkers(screen, stop, ranks)
         case EvalsWhere.local if ranks.is_main:
             return LocalWorkers(config, screen.say)
         case _:

@@ -1,6 +1,7 @@
 """What a person sees: the banner, the progress bar (lines where there is no terminal), the last words."""
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from time import monotonic
 from types import TracebackType
 from typing import Self, TypeVar
@@ -27,16 +28,15 @@ SECONDS_BETWEEN_LINES = 30  # of progress, where there is no bar
 class Screen:
     """The terminal of the main process; other processes have a silent one."""
 
-    def __init__(self, is_main: bool = True, bars: bool = True) -> None:
-        """Write to standard output.
+    def __init__(self, is_main: bool = True) -> None:
+        self.console = Console(quiet=not is_main, soft_wrap=True, highlight=False)
+        self.has_bars = self.console.is_terminal  # whether progress is shown by bars, else by lines
 
-        Args:
-            is_main: Whether this process is the main one.
-            bars: Whether progress is shown as bars on a terminal, of which there can be one at a time; else as lines.
-        """
-        self.console = Console(
-            quiet=not is_main, soft_wrap=True, highlight=False, force_terminal=None if bars else False
-        )
+    def beside_a_bar(self) -> "Screen":
+        """The same terminal for who works while another one's bar is on it: there can be one at a time."""
+        other = copy(self)
+        other.has_bars = False
+        return other
 
     def banner(self, title: str, facts: dict[str, str]) -> None:
         """A title and a table of facts."""
@@ -137,14 +137,14 @@ class SampleBar:
             TaskProgressColumn(),
             TextColumn("{task.fields[figures]}"),
             console=screen.console,
-            disable=not screen.console.is_terminal,
+            disable=not screen.has_bars,
             transient=True,
         )
         self._task = self._bar.add_task(title, total=total, completed=done, figures="")
 
     def __enter__(self) -> Self:
         self._bar.start()
-        if not self._screen.console.is_terminal:
+        if not self._screen.has_bars:
             already = f", {self._done_before:,} of them answered before" if self._done_before else ""
             self._screen.say(f"{self._title}: {self._total:,} samples{already} …")
         return self
@@ -158,7 +158,7 @@ class SampleBar:
         rate = max(done - self._done_before, 1) / max(now - self._begun, 1e-9)
         figures = f"{rate:,.1f} samples/s  {format_seconds((self._total - done) / rate)} left"
         self._bar.update(self._task, completed=done, figures=figures)
-        if not self._screen.console.is_terminal and now - self._told >= SECONDS_BETWEEN_LINES:
+        if not self._screen.has_bars and now - self._told >= SECONDS_BETWEEN_LINES:
             self._told = now
             self._screen.say(f"{self._title}: {done:,}/{self._total:,}  {figures}")
 
