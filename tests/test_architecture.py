@@ -39,6 +39,7 @@ HOMES = {
         "evaluation/lmms_tasks/easyvqa/task.py",
         "evaluation/tasks.py",
     },
+    "tqdm": {"evaluation/lmms_model.py"},  # comes with lmms-eval
     "easy_vqa": {"data/sources.py", "assets/make_tiny_tokenizer.py"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -17,6 +17,7 @@ import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from PIL import Image
+from tqdm import tqdm
 
 from vlmkit.errors import UserError
 from vlmkit.evaluation.answering import Answered, Request, answer_all
@@ -112,12 +113,14 @@ class VLMKit(lmms):  # type: ignore[misc]
             request_of(instance, self.task_dict, self._defaults, index) for index, instance in enumerate(instances)
         ]
         found: dict[int, Answered] = {}
-        for batch in answer_all(requests, self._answerer, self.batch_size, self._seed):
-            for answered in batch:
-                if answered.error:
-                    instance = instances[answered.index]
-                    raise UserError(f"{instance.task_name}: sample {instance.doc_id}: {answered.error}")
-                found[answered.index] = answered
+        with tqdm(total=len(requests), desc="answering", disable=self.rank != 0) as bar:
+            for batch in answer_all(requests, self._answerer, self.batch_size, self._seed):
+                for answered in batch:
+                    if answered.error:
+                        instance = instances[answered.index]
+                        raise UserError(f"{instance.task_name}: sample {instance.doc_id}: {answered.error}")
+                    found[answered.index] = answered
+                bar.update(len(batch))
         return [found[index] for index in range(len(requests))]
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.ExifTags import Base as ExifTag
 from torch.nn.functional import interpolate
 
@@ -216,7 +216,7 @@ def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
     Whatever goes wrong until it is closed is a BadSampleError in one line; PIL's warnings are not for the user.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _no_half_pictures():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
@@ -227,6 +227,17 @@ def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
     except Exception as error:  # a damaged file makes PIL raise nearly anything, struct.error and KeyError included
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadSampleError(UNREADABLE, name, reason) from error
+
+
+@contextmanager
+def _no_half_pictures() -> Iterator[None]:
+    """A picture that breaks off is an error: lmms-eval lets PIL fill it with grey, in all of its process."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _orientation(image: Image.Image) -> int:
