@@ -78,7 +78,7 @@ def learn(questions: Sequence[Question], folder: Path, config: ModelConfig, enco
     ]
     batch = build_batch([[Loaded(sample, ()) for sample in samples]], encoder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(40):
+    for _ in range(30):
         model(batch).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -90,7 +90,7 @@ def test_the_demo_task_scores_as_the_test_at_the_end_of_a_run_does(
     paths: RunPaths, tiny_model_config: ModelConfig, encoder: ChatEncoder
 ) -> None:
     questions = read_easyvqa_test()[:N]
-    learn(questions[:20], paths.checkpoint(10), tiny_model_config, encoder)
+    learn(questions[:10], paths.checkpoint(10), tiny_model_config, encoder)
     [cell] = evaluate(asked(run=str(paths.root), steps=10))
     screen, stop = Screen(is_main=False), StopSignal()
     row = {"texts": [{"user": "a", "assistant": "b"}]}

@@ -5,7 +5,6 @@ Nothing heavy is imported here, so a typo is answered within a second.
 
 import dataclasses
 import difflib
-import errno
 import os
 import re
 import signal
@@ -25,14 +24,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vlmkit.config import SCHEMAS, as_override
-from vlmkit.errors import ConfigError, UserError
+from vlmkit.errors import ConfigError, UserError, is_full_disk
 from vlmkit.paths import config_dir
 from vlmkit.pretrained.configs import check_agreement, flat_items, read_checkpoint
 from vlmkit.redact import redact
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 FREE_KEYS = {"dataset.parts": "{dataset: easyvqa, weight: 1}"}  # whose own keys the user names; an example of a value
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk is the user's to put right
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +99,7 @@ def quote_paths(*names: str) -> None:
 
 
 def _is_the_users(error: Exception) -> bool:
-    full_disk = isinstance(error, OSError) and error.errno in NO_ROOM
-    return full_disk or isinstance(error, UserError | HydraException | OmegaConfBaseException)
+    return is_full_disk(error) or isinstance(error, UserError | HydraException | OmegaConfBaseException)
 
 
 def fill_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:

@@ -1,6 +1,9 @@
 """The errors that a user can cause and put right."""
 
+import errno
 from collections import Counter
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(ValueError):
@@ -16,6 +19,11 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """Data that cannot be used; the message names the source and the sample."""
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Whether there was no room to write: the user's to put right, and what was begun can go on then."""
+    return isinstance(error, OSError) and error.errno in NO_ROOM
 
 
 def describe_counts(reasons: Counter[str]) -> str:

@@ -40,8 +40,11 @@ def evaluate(config: EvalConfig) -> list[Cell]:
         All cells that were asked for, as they are now.
     """
     subjects = find_subjects(config)
-    if done := done_cells(config, subjects):
-        screen = Screen(os.environ.get("RANK", "0") == "0")
+    alone = (
+        os.environ.get("WORLD_SIZE", "1") == "1"
+    )  # several processes look together, or they may see different things
+    if alone and (done := done_cells(config, subjects)):
+        screen = Screen()
         screen.say("all is done: force=true would do it again")
         _show(done, screen)
         hand_on(done, screen)
@@ -65,7 +68,7 @@ def evaluate(config: EvalConfig) -> list[Cell]:
         _show(cells, screen)
         ranks.run_on_main(lambda: hand_on(cells, screen))
         if stop.reached_any(ranks):
-            screen.say("stopped; the same command goes on from here")
+            screen.say("stopped; the same command goes on from here, unless it has force=true")
             sys.exit(128 + (stop.received or signal.SIGTERM))
     return cells
 

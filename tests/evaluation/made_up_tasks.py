@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PillowImage
 
+from vlmkit.errors import UserError
 from vlmkit.model.answer import Answer, GenerationSettings, Loglikelihood, Picture, Prompt, Question
 from vlmkit.processing.images import digest_picture
 
@@ -200,10 +201,13 @@ class MadeUpModel:
     """Answers by the question's number."""
 
     say: Callable[[int], str]
+    refused: Sequence[int] = ()  # questions that cannot be prepared
     asked: list[int] = field(default_factory=list)  # in the order of the answers
     questions: list[str] = field(default_factory=list)
 
     def prepare(self, question: Question, wanted: GenerationSettings | str) -> Prompt:
+        if number_in(question.text) in self.refused:
+            raise UserError("a picture that cannot be read")
         pictures = tuple(Picture(digest_picture(each), NO_TILES) for each in question.pictures)
         return Prompt(list(question.text.encode()), pictures, room=1000)
 

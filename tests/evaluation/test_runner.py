@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.evaluation.made_up_cells import checkpoint
-from tests.evaluation.made_up_tasks import MadeUpModel, chartqa, number_in
+from tests.evaluation.made_up_tasks import MadeUpModel, chartqa
 from vlmkit.config import EvalSuiteConfig, TrainerConfig
 from vlmkit.distributed import Ranks
 from vlmkit.errors import UserError
@@ -22,7 +22,7 @@ from vlmkit.evaluation.runner import CellRunner
 from vlmkit.evaluation.samples import read_samples
 from vlmkit.evaluation.tasks import LmmsTask, load_task
 from vlmkit.interrupt import StopSignal
-from vlmkit.model.answer import Answer, GenerationSettings, Prompt, Question
+from vlmkit.model.answer import Answer, GenerationSettings, Prompt
 from vlmkit.paths import RunPaths
 from vlmkit.tracking.console import Screen
 
@@ -56,15 +56,9 @@ class Model(MadeUpModel):
     """Calls something before each batch, with the number of batches before it."""
 
     def __init__(self, before_batch: Callable[[int], None] = lambda batches: None, refused: Sequence[int] = ()) -> None:
-        super().__init__(says)
+        super().__init__(says, refused)
         self.batches = 0
         self.before_batch = before_batch
-        self.refused = refused
-
-    def prepare(self, question: Question, wanted: GenerationSettings | str) -> Prompt:
-        if number_in(question.text) in self.refused:
-            raise UserError("a picture that cannot be read")
-        return super().prepare(question, wanted)
 
     def answer(self, prompts: Sequence[Prompt], settings: GenerationSettings, seed: int = 0) -> list[Answer]:
         self.before_batch(self.batches)

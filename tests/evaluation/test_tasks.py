@@ -1,7 +1,7 @@
 """The task code of lmms-eval on made-up rows with the real columns, in whole cells; what cannot be done is told."""
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def run(
-    folder: Path, task: str, local_data: Path, say: Callable[[int], str], **suite: Any
+    folder: Path, task: str, local_data: Path, say: Callable[[int], str], refused: Sequence[int] = (), **suite: Any
 ) -> tuple[Cell, dict[int, Any], MadeUpModel]:
     """A cell of a made-up model, its lines, and the model."""
-    model = MadeUpModel(say)
+    model = MadeUpModel(say, refused)
     order = order_cell(Subject("x", 1, folder), task, EvalSuiteConfig(local_data=str(local_data), **suite), "made up")
     runner = CellRunner(Ranks(TrainerConfig(), 0), Screen(is_main=False), StopSignal())
     cell = runner.run_cell(plan_cell(folder, order, force=True), model, load_task(task, str(local_data)))
@@ -160,6 +160,16 @@ def test_mme_counts_pairs_and_a_limit_that_cuts_one_leaves_it_out(data: Callable
     assert values(cell) == {"mme_perception_score": 200.0}
     assert cell.metrics["mme_perception_score"].n == 2
     assert lines[2]["scores"] == {}
+
+
+def test_mme_leaves_out_both_questions_of_a_pair_that_lacks_one(data: Callable[[str], Path], tmp_path: Path) -> None:
+    right = TASKS["mme"]().right.__getitem__
+    cell, lines, _ = run(tmp_path, "mme", data("mme"), right, refused=[1], max_errors=1)
+    assert values(cell) == {"mme_perception_score": 400.0, "mme_cognition_score": 400.0}
+    assert (cell.errors, cell.metrics["mme_perception_score"].n) == (1, 4)
+    assert lines[0]["scores"] == {}
+    assert "error" in lines[1]
+    assert "scores" not in lines[1]
 
 
 def test_ocrbench_says_the_same_a_second_time_in_the_same_process(data: Callable[[str], Path], tmp_path: Path) -> None:

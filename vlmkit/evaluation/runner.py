@@ -4,7 +4,6 @@ An answer is on disk before the next batch begins. So a cell that a kill, a sign
 was, with at most one batch asked twice. What goes wrong with one cell is written there, and the others go on.
 """
 
-import errno
 import gc
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from vlmkit.distributed import Ranks
-from vlmkit.errors import UserError
+from vlmkit.errors import UserError, is_full_disk
 from vlmkit.evaluation.answering import Answered, AnsweringModel, Request, answer_all
 from vlmkit.evaluation.cells import Cell, CellState, Subject, checkpoint_fingerprint
 from vlmkit.evaluation.samples import Line, appended, part, read_samples, rewrite
@@ -27,7 +26,6 @@ from vlmkit.redact import redact
 from vlmkit.tracking.console import SampleBar, Screen
 from vlmkit.tracking.provenance import git_revision, hardware, package_versions
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 T = TypeVar("T")
 LoadModel = Callable[[str, torch.device], AnsweringModel]
 
@@ -111,7 +109,7 @@ class CellRunner:
             done = ranks.run_on_main(lambda: _answered(cell))
             self._answer(cell, model, task, requests, done)
         except Exception as error:
-            if ranks.world_size > 1 or (isinstance(error, OSError) and error.errno in NO_ROOM):
+            if ranks.world_size > 1 or is_full_disk(error):
                 raise
             return self._fail_held(cell, _one_line(error))
         if self.stop.reached_any(ranks):  # when all processes have come to this point, all answers are on disk
@@ -217,8 +215,10 @@ def _score(cell: Cell, task: LmmsTask, circumstances: dict[str, Any]) -> Cell:
         return cell.changed(state=CellState.failed, reason=redact(reason), errors=len(failed))
     try:
         result = task.score(lines, cell.folder)
-    except UserError as error:
-        return cell.changed(state=CellState.failed, reason=redact(str(error)), errors=len(failed))
+    except Exception as error:  # the task's code is not ours
+        if is_full_disk(error):
+            raise
+        return cell.changed(state=CellState.failed, reason=redact(_one_line(error)), errors=len(failed))
     if not result.metrics:
         reason = "lmms-eval gives it no score; what is to be handed in elsewhere lies beside its samples"
         return cell.changed(state=CellState.failed, reason=reason, errors=len(failed))

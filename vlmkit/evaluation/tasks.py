@@ -147,7 +147,8 @@ class LmmsTask:
         return documents, guesses
 
     def _process_results(self, number: int, responses: list[Any]) -> dict[str, Any]:
-        process = type(self.task).process_results.__wrapped__
+        process = type(self.task).process_results
+        process = getattr(process, "__wrapped__", process)  # without retries, which wait for what does not change
         try:
             try:
                 given = process(self.task, self.task.eval_docs_no_media[number], responses)
@@ -182,8 +183,8 @@ class LmmsTask:
         if named == "answer" and named not in document:  # TextVQA's, whose scores come from its answers
             return document.get("answers")
         try:
-            return self.task.doc_to_target(document)
-        except Exception:  # of no use to the score
+            return json.loads(json.dumps(self.task.doc_to_target(document), default=str))
+        except Exception:  # the score does not need it
             return None
 
 
