@@ -103,8 +103,9 @@ def _rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
         for name, metric in cell.metrics.items():
             stderr = "" if metric.stderr is None else f"{metric.stderr:.4f}"
             of_first = "" if cell.order.limit is None else " (the first)"
+            errors = f", {cell.errors} errors" if cell.errors else ""
             seconds = f"{cell.provenance.get('seconds', 0):,.0f}"
-            rows.append((*place, name, f"{metric.value:.4f}", stderr, f"{metric.n:,}{of_first}", seconds))
+            rows.append((*place, name, f"{metric.value:.4f}", stderr, f"{metric.n:,}{of_first}{errors}", seconds))
     return rows
 
 

@@ -116,6 +116,10 @@ class Cell:
     metrics: dict[str, Metric] = field(default_factory=dict)  # metric, with _FILTER behind it for a filter but "none"
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    def is_result_of(self, order: Order) -> bool:
+        """Whether nothing is left to do for an order; it may allow fewer errors than there were allowed here."""
+        return self.state is CellState.done and self.order.key == order.key and self.errors <= order.max_errors
+
     @property
     def is_held(self) -> bool:
         """Whether another process works on it now."""
@@ -184,8 +188,11 @@ def plan_cell(folder: Path, order: Order, force: bool = False) -> Cell:
         UserError: A process works there on another order.
     """
     there = read_cell(folder / order.folder_name)
-    if there and there.order.key == order.key and not force:
-        return replace(there, order=order) if there.state is not CellState.done else there
+    if there and not force and there.is_result_of(order):
+        return there
+    if there and not force and there.order.key == order.key:  # it goes on
+        state = CellState.begun if there.state is CellState.done else there.state
+        return replace(there, order=order, state=state)
     if there:
         _put_aside(there)
     new = Cell(folder / order.folder_name, order)

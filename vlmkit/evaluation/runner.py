@@ -8,7 +8,7 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ import torch
 from vlmkit.distributed import Ranks
 from vlmkit.errors import UserError, is_full_disk
 from vlmkit.evaluation.answering import Answered, AnsweringModel, Request, answer_all
-from vlmkit.evaluation.cells import Cell, CellState, Subject, checkpoint_fingerprint
+from vlmkit.evaluation.cells import Aggregation, Cell, CellState, Subject, checkpoint_fingerprint
 from vlmkit.evaluation.samples import Line, appended, part, read_samples, rewrite
 from vlmkit.evaluation.tasks import LmmsTask, Result, load_task
 from vlmkit.interrupt import StopSignal
@@ -104,9 +104,12 @@ class CellRunner:
         started = time.time()
         ranks = self.ranks
         try:
-            requests = task.requests(cell.order)
+            requests = self._on_all(lambda: task.requests(cell.order))
             cell = ranks.run_on_main(lambda: _begin(cell, task, len(requests)))
             done = ranks.run_on_main(lambda: _answered(cell))
+        except UserError as error:  # the same one on every process
+            return self._fail_held(cell, str(error))
+        try:
             self._answer(cell, model, task, requests, done)
         except Exception as error:
             if ranks.world_size > 1 or is_full_disk(error):
@@ -114,7 +117,7 @@ class CellRunner:
             return self._fail_held(cell, _one_line(error))
         if self.stop.reached_any(ranks):  # when all processes have come to this point, all answers are on disk
             return cell
-        cell = ranks.run_on_main(lambda: _score(cell, task, _circumstances(task, ranks, started, len(done))))
+        cell = ranks.run_on_main(lambda: _score(cell, task, _circumstances(task, requests, ranks, started, len(done))))
         if cell.state is CellState.failed:
             self.screen.say(f"warning: {cell.order.task}: {cell.reason}")
         return cell
@@ -166,7 +169,7 @@ class CellRunner:
     def _fail_held(self, cell: Cell, reason: str) -> Cell:
         """The same for one that this process holds: to take a lock twice is to lose it."""
         self.screen.say(f"warning: {cell.order.task}: {reason}")
-        return cell.changed(state=CellState.failed, reason=redact(reason))
+        return self.ranks.run_on_main(lambda: cell.changed(state=CellState.failed, reason=redact(reason)))
 
 
 def _begin(cell: Cell, task: LmmsTask, requests: int) -> Cell:
@@ -175,8 +178,9 @@ def _begin(cell: Cell, task: LmmsTask, requests: int) -> Cell:
     Raises:
         UserError: What it has answers to was asked otherwise.
     """
-    asked = {"task_hash": task.config_hash}
-    if cell.requests not in (None, requests) or cell.provenance.get("task_hash") not in (None, task.config_hash):
+    asked = {"task_hash": task.config_hash, "data_hash": task.data_hash}
+    before = {name: cell.provenance.get(name, now) for name, now in asked.items()}
+    if cell.requests not in (None, requests) or before != asked:
         raise UserError("the task or its data have changed since it was begun: force=true begins anew")
     return cell.changed(state=CellState.begun, reason=None, requests=requests, errors=0, provenance=asked)
 
@@ -208,29 +212,41 @@ def _line(answered: Answered, request: Request, document: int) -> Line:
 def _score(cell: Cell, task: LmmsTask, circumstances: dict[str, Any]) -> Cell:
     """Score what was answered; the cell is done or has failed then."""
     lines = read_samples(cell.folder)
-    failed = {line["doc_id"]: line["error"] for line in lines.values() if "error" in line}
-    if len(failed) > cell.order.max_errors:
-        first = min(failed)
-        reason = f"{len(failed)} samples could not be answered; sample {first}: {failed[first]}"
-        return cell.changed(state=CellState.failed, reason=redact(reason), errors=len(failed))
+    errors = {line["doc_id"]: line["error"] for line in lines.values() if "error" in line}
     try:
+        _require_answers(cell, lines, errors)
         result = task.score(lines, cell.folder)
+        _require_score(result, len(errors))
+        rewrite(cell.folder, _scored_lines(lines, result))
     except Exception as error:  # the task's code is not ours
         if is_full_disk(error):
             raise
-        return cell.changed(state=CellState.failed, reason=redact(_one_line(error)), errors=len(failed))
-    if not result.metrics:
-        reason = "lmms-eval gives it no score; what is to be handed in elsewhere lies beside its samples"
-        return cell.changed(state=CellState.failed, reason=reason, errors=len(failed))
-    rewrite(cell.folder, _scored_lines(lines, result))
+        return cell.changed(state=CellState.failed, reason=redact(_one_line(error)), errors=len(errors))
     circumstances |= {
         "finished": _time(time.time()),
         "guesses": result.guesses,
         "shrunk": sum("shrunk" in line for line in lines.values()),
     }
     return cell.changed(
-        state=CellState.done, reason=None, errors=len(failed), metrics=result.metrics, provenance=circumstances
+        state=CellState.done, reason=None, errors=len(errors), metrics=result.metrics, provenance=circumstances
     )
+
+
+def _require_answers(cell: Cell, lines: dict[int, Line], errors: dict[int, str]) -> None:
+    """Raise UserError if answers are missing, or too many samples have an error instead."""
+    if len(lines) != cell.requests:
+        raise UserError(f"{len(lines)} of {cell.requests} answers are on disk: the same command asks for the others")
+    if len(errors) > cell.order.max_errors:
+        first = min(errors)
+        raise UserError(f"{len(errors)} samples could not be answered; sample {first}: {errors[first]}")
+
+
+def _require_score(result: Result, errors: int) -> None:
+    """Raise UserError if there is no score, or it would take errors for wrong answers."""
+    if not result.metrics:
+        raise UserError("lmms-eval gives it no score; what is to be handed in elsewhere lies beside its samples")
+    if errors and any(metric.aggregation is Aggregation.sum_per_1000 for metric in result.metrics.values()):
+        raise UserError(f"{errors} samples could not be answered, and its score is a sum over all of them")
 
 
 def _scored_lines(lines: dict[int, Line], result: Result) -> list[Line]:
@@ -239,10 +255,14 @@ def _scored_lines(lines: dict[int, Line], result: Result) -> list[Line]:
     return [line | waiting.pop(line["doc_id"], {}) for line in lines.values()]
 
 
-def _circumstances(task: LmmsTask, ranks: Ranks, started: float, answered_before: int) -> dict[str, Any]:
+def _circumstances(
+    task: LmmsTask, requests: Sequence[Request], ranks: Ranks, started: float, answered_before: int
+) -> dict[str, Any]:
     """How the cell came about; of several starts, the last."""
     return {
         "task_hash": task.config_hash,
+        "data_hash": task.data_hash,
+        "generation": [asdict(settings) for settings in dict.fromkeys(r.settings for r in requests) if settings],
         "packages": package_versions(),
         "git": git_revision(),
         "hardware": hardware(),

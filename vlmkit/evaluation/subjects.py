@@ -6,7 +6,6 @@ from vlmkit.config import EvalConfig
 from vlmkit.errors import ConfigError
 from vlmkit.evaluation.cells import (
     Cell,
-    CellState,
     Order,
     Subject,
     checkpoint_fingerprint,
@@ -48,11 +47,7 @@ def done_cells(config: EvalConfig, subjects: list[Subject]) -> list[Cell] | None
     """The cells of the checkpoints and tasks if all of them are done; else None. Nothing is planned."""
     orders = _orders(config, subjects)
     cells = [read_cell(subject.folder / order.folder_name) for subject, order in orders]
-    done = [
-        cell
-        for cell, (_, order) in zip(cells, orders, strict=True)
-        if cell and cell.state is CellState.done and cell.order.key == order.key
-    ]
+    done = [cell for cell, (_, order) in zip(cells, orders, strict=True) if cell and cell.is_result_of(order)]
     return done if len(done) == len(orders) and not config.force and config.cells is None else None
 
 

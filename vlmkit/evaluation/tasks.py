@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from loguru import logger
 
 from vlmkit.errors import ConfigError, UserError
@@ -44,7 +45,8 @@ with warnings.catch_warnings():
     from vlmkit.evaluation.lmms_model import likelihood_for, request_of
 
 KINDS = {"generate_until": "chat", "loglikelihood": "simple", "multiple_choice": "simple"}  # output type → of task
-EXAMPLES_SEED = 1234  # of the examples in a prompt, for the tasks that have some; lmms-eval's own
+# lmms-eval's own: of the examples in a prompt, and of Python's and numpy's draws, as where GPQA shuffles its choices
+EXAMPLES_SEED, RANDOM_SEED, NUMPY_SEED = 1234, 0, 1234
 OUTPUT_FOLDER = "lmms_eval"  # inside a cell: what the task's own code writes
 
 
@@ -73,11 +75,28 @@ class LmmsTask:
             settings.pop(name, None)
         return _digest(json.dumps(settings, sort_keys=True, default=_source))
 
+    @property
+    def data_hash(self) -> str:
+        """16 hex digits that change with the documents and their order; pictures and sounds are left out."""
+        documents = self.task.eval_docs_no_media
+        if isinstance(documents, datasets.Dataset):
+            media = (datasets.Image, datasets.Audio, datasets.Video)
+            seen = [name for name, feature in documents.features.items() if not _holds(feature, media)]
+            documents = documents.select_columns(seen)
+        return _digest(*(json.dumps(document, sort_keys=True, default=str) for document in documents))
+
     def requests(self, order: Order) -> list[Request]:
-        """All that is to be asked, in order; a document is read when its request is loaded."""
-        with quiet():
-            self.task.set_fewshot_seed(EXAMPLES_SEED)
-            self.task.build_all_requests(limit=order.limit)
+        """All that is to be asked, in order; a document is read when its request is loaded.
+
+        Raises:
+            UserError: The task's code fails.
+        """
+        try:
+            with quiet(), _seeded():
+                self.task.set_fewshot_seed(EXAMPLES_SEED)
+                self.task.build_all_requests(limit=order.limit)
+        except Exception as error:
+            raise UserError(f"lmms-eval cannot make its requests: {_one_line(error)}") from error
         self._instances = [instance for instance in self.task.instances for _ in range(instance.repeats)]
         defaults = GenerationSettings(order.max_new_tokens, (), order.temperature, order.top_p)
         data = {self.name: self.task.dataset}
@@ -97,7 +116,7 @@ class LmmsTask:
         Raises:
             UserError: The task's code fails.
         """
-        with quiet(), _random_kept():
+        with quiet(), _seeded():
             answered = self._answered(answers)
             documents, guesses = self._process(answered, answers)
             metrics = {
@@ -299,7 +318,7 @@ def _build(manager: TaskManager, name: str, config: dict[str, Any], changes: dic
     kind = KINDS[config.get("output_type", "generate_until")]
     local = "dataset_path" in changes or is_own(name)
     try:
-        with nullcontext() if local else hub_or_offline(), _without_retries():
+        with nullcontext() if local else hub_or_offline(), _without_retries(), _seeded():
             loaded = manager.load_task_or_group([{"task": name, **changes}], task_type=kind)
     except Exception as error:
         source = changes.get("dataset_path") or config.get("dataset_path")
@@ -358,13 +377,24 @@ def _globals_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _random_kept() -> Iterator[None]:
-    """Random numbers go on as before: training may wait for this."""
-    state = random.getstate()
+def _seeded() -> Iterator[None]:
+    """Tasks draw alike each time, as under lmms-eval; afterwards random numbers go on as before: training may wait."""
+    python, numpy = random.getstate(), np.random.get_state()
+    random.seed(RANDOM_SEED)
+    np.random.seed(NUMPY_SEED)
     try:
         yield
     finally:
-        random.setstate(state)
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _holds(feature: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether a column has such values, or lists or groups of them."""
+    if isinstance(feature, dict):
+        return any(_holds(each, kinds) for each in feature.values())
+    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+    return isinstance(feature, kinds) or (inner is not None and _holds(inner, kinds))
 
 
 @contextmanager
