@@ -1,6 +1,7 @@
 """The command: what is evaluated, what is told before anything heavy begins, and what comes of it."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def test_another_checkpoint_under_the_same_name_is_evaluated_anew_and_the_old_re
     [after] = evaluate(config)
     assert after.folder == before.folder
     assert after.order.fingerprint != before.order.fingerprint
-    [kept] = after.folder.parent.glob(".easyvqa*")
+    [kept] = after.folder.parent.glob(".easyvqa*.0")
     there = read_cell(kept)
     assert there is not None
     assert there.order == before.order
@@ -135,7 +136,11 @@ def test_checkpoints_and_the_folders_of_their_results(paths: RunPaths, tmp_path:
     outside = tmp_path / "models" / "mine"
     outside.mkdir(parents=True)
     [subject] = find_subjects(asked(ckpt=str(outside)))
-    assert subject.folder == Path("runs/evals/models--mine").absolute()
+    assert re.fullmatch("models--mine-[0-9a-f]{8}", subject.folder.name)
+    assert subject.folder.parent == Path("runs/evals").absolute()
+    other = tmp_path / "others" / "models" / "mine"
+    other.mkdir(parents=True)
+    assert find_subjects(asked(ckpt=str(other)))[0].folder != subject.folder
     [hub] = find_subjects(asked(ckpt="org/model@main"))
     assert (hub.checkpoint, hub.folder.name) == ("org/model@main", "org--model@main")
     with pytest.raises(ConfigError, match=r"steps=7: no such checkpoint in run=.*; there are 5, 10"):

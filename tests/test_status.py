@@ -84,7 +84,7 @@ def test_planned(paths: RunPaths) -> None:
 
 def test_running(paths: RunPaths) -> None:
     cell = made.begun(paths, 4, "mmstar", requests=1500, answered=2)
-    with Held(cell.folder / ".lock"):
+    with Held(cell.lock):
         found = standing(paths)
     assert found.state is State.running
     assert found.told.startswith("2 of 1,500 answered, the last 0:00:0")

@@ -757,6 +757,8 @@ class EvalConfig:
         require(named or self.steps in ("all", "latest"), "steps", self.steps, "all, latest, or steps as in 500,1000")
         require(self.run is not None or self.steps == "all", "steps", self.steps, "left out unless run is given")
         require(self.ckpt is not None or self.out is None, "out", self.out, "left out unless ckpt is given")
+        for name in ("tasks", "force") if self.cells is not None else ():
+            require(not getattr(self, name), name, getattr(self, name), "left out with cells, which say what is asked")
         check_tasks("tasks", self.tasks or [])
 
     @property

@@ -20,7 +20,8 @@ from contextlib import ExitStack
 
 from vlmkit import entry
 from vlmkit.config import EvalConfig, TrainerConfig
-from vlmkit.evaluation.cells import Cell, CellState
+from vlmkit.errors import ConfigError
+from vlmkit.evaluation.cells import Cell, CellState, read_cell
 from vlmkit.evaluation.delivery import deliver_late
 from vlmkit.evaluation.merge import merge_subject
 from vlmkit.evaluation.subjects import done_cells, find_subjects, plan_cells
@@ -40,14 +41,13 @@ def evaluate(config: EvalConfig) -> list[Cell]:
         All cells that were asked for, as they are now.
     """
     subjects = find_subjects(config)
-    alone = (
-        os.environ.get("WORLD_SIZE", "1") == "1"
-    )  # several processes look together, or they may see different things
+    # Several processes look together: one by one they could see different things.
+    alone = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1) == 1
     if alone and (done := done_cells(config, subjects)):
         screen = Screen()
         screen.say("all is done: force=true would do it again")
         _show(done, screen)
-        hand_on(done, screen)
+        hand_on(config, done, screen)
         return done
     # Imported here: a mistake in the command is answered before these seconds are spent.
     from vlmkit.distributed import Ranks
@@ -64,21 +64,29 @@ def evaluate(config: EvalConfig) -> list[Cell]:
         open_cells = [cell for cell in cells if cell.state is not CellState.done]
         screen.say(f"{len(cells)} to evaluate, {len(cells) - len(open_cells)} of them done before")
         changed = {cell.folder: cell for cell in CellRunner(ranks, screen, stop).run(open_cells)}
-        cells = [changed.get(cell.folder, cell) for cell in cells]
+        cells = ranks.run_on_main(
+            lambda: [changed.get(cell.folder) or read_cell(cell.folder) or cell for cell in cells]
+        )
         _show(cells, screen)
-        ranks.run_on_main(lambda: hand_on(cells, screen))
+        ranks.run_on_main(lambda: hand_on(config, cells, screen))
         if stop.reached_any(ranks):
             screen.say("stopped; the same command goes on from here, unless it has force=true")
             sys.exit(128 + (stop.received or signal.SIGTERM))
     return cells
 
 
-def hand_on(cells: Iterable[Cell], screen: Screen) -> None:
-    """Merge the results of each checkpoint; those of a run go to its metrics.jsonl and to wandb."""
-    for folder in dict.fromkeys(cell.folder.parent for cell in cells):
-        merge_subject(folder)
-    for evals in dict.fromkeys(cell.folder.parent.parent for cell in cells):
-        deliver_late(RunPaths(evals.parent), screen.say)
+def hand_on(config: EvalConfig, cells: Iterable[Cell], screen: Screen) -> None:
+    """Merge the results of each checkpoint; those of a run go to its metrics.jsonl and to wandb.
+
+    Not of cells that were named: who planned them hands them on, once.
+    """
+    try:
+        for folder in dict.fromkeys(cell.folder.parent for cell in cells):
+            merge_subject(folder)
+        for evals in dict.fromkeys(cell.folder.parent.parent for cell in cells) if config.cells is None else ():
+            deliver_late(RunPaths(evals.parent), screen.say)
+    except OSError as error:
+        screen.say(f"warning: results are not handed on: {error}; python -m vlmkit.merge does it")
 
 
 COLUMNS = ("checkpoint", "task", "metric", "value", "± s.e.", "samples", "seconds")
@@ -126,10 +134,23 @@ def rewritten(argument: str) -> str:
     return f"{name}{equals}{value}"
 
 
-def _start(config: EvalConfig, _invocation: entry.Invocation) -> None:
+def _start(config: EvalConfig, invocation: entry.Invocation) -> None:
+    suite = [override for override in invocation.overrides if override.startswith("eval_suite")]
+    if config.cells is not None and suite:
+        raise ConfigError(f"{suite[0]}: cannot be given with cells, which say themselves what is asked")
     check_evaluation(config)
-    if any(cell.state is CellState.failed for cell in evaluate(config)):
+    cells = evaluate(config)
+    if any(cell.state is CellState.failed for cell in cells):
         sys.exit(1)
+    if others := [cell for cell in cells if cell.state is not CellState.done]:
+        sys.exit(_left_to_others(others))
+
+
+def _left_to_others(cells: Sequence[Cell]) -> int:
+    """Say which cells other processes answer; the code with which a command ends that is to be called again."""
+    names = ", ".join(f"{cell.folder.parent.name} {cell.folder.name}" for cell in cells)
+    print(f"left to other processes: {names}; call again to see what came of it", file=sys.stderr)  # noqa: T201
+    return os.EX_TEMPFAIL
 
 
 if __name__ == "__main__":

@@ -101,6 +101,8 @@ def check_evaluation(config: EvalConfig) -> None:
         read_checkpoint(subject.checkpoint, "ckpt")
         require_weights(subject.checkpoint, "ckpt")
         require_writable(subject.folder, f"out={subject.folder}")
+    for folder in config.cells or ():
+        require_writable(Path(folder).expanduser(), f"cells={folder}")
 
 
 def check_suite(suite: EvalSuiteConfig, tasks: Sequence[str], what: str) -> None:

@@ -129,7 +129,7 @@ def test_a_cell_that_an_orphan_answers_is_left_to_it_and_goes_on_if_it_leaves_it
     made.checkpoint(paths, 4)
     cell = made.planned(paths, 4, "a")
     hold = "import sys, fcntl, signal; f = open(sys.argv[1], 'a'); fcntl.lockf(f, 2); print(flush=True); signal.pause()"
-    orphan = subprocess.Popen([sys.executable, "-c", hold, str(cell.folder / ".lock")], stdout=subprocess.PIPE)
+    orphan = subprocess.Popen([sys.executable, "-c", hold, str(cell.lock)], stdout=subprocess.PIPE)
     assert orphan.stdout is not None
     orphan.stdout.readline()
     run = start()

@@ -17,7 +17,15 @@ from tests.evaluation.made_up_tasks import MadeUpModel, chartqa
 from vlmkit.config import EvalSuiteConfig, TrainerConfig
 from vlmkit.distributed import Ranks
 from vlmkit.errors import UserError
-from vlmkit.evaluation.cells import Cell, CellState, Subject, checkpoint_fingerprint, order_cell, plan_cell
+from vlmkit.evaluation.cells import (
+    Cell,
+    CellState,
+    Subject,
+    checkpoint_fingerprint,
+    order_cell,
+    plan_cell,
+    read_cell,
+)
 from vlmkit.evaluation.runner import CellRunner
 from vlmkit.evaluation.samples import read_samples
 from vlmkit.evaluation.tasks import LmmsTask, load_task
@@ -111,7 +119,7 @@ def test_what_is_done_is_not_planned_again_unless_forced(tmp_path: Path, data: P
     again = plan_cell(tmp_path, cell.order, force=True)
     assert again.state is CellState.planned
     assert read_samples(again.folder) == {}
-    [aside] = [path for path in tmp_path.iterdir() if path.name.startswith(".chartqa")]
+    [aside] = tmp_path.glob(".chartqa.*.0")
     assert len(read_samples(aside)) == N
 
 
@@ -221,7 +229,7 @@ with held_lock(Path(sys.argv[1]), wait=False):
 
 def test_a_cell_that_another_process_holds_is_left_to_it(tmp_path: Path, data: Path, task: LmmsTask) -> None:
     cell = planned(tmp_path, data)
-    command = [sys.executable, "-c", HOLD, str(cell.folder / ".lock")]
+    command = [sys.executable, "-c", HOLD, str(cell.lock)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
@@ -255,3 +263,57 @@ def test_a_full_disk_ends_all_and_the_cell_goes_on_when_there_is_room(
     second = Model()
     assert outcome(runner().run_cell(planned(tmp_path, data), second, task)) == uninterrupted
     assert 0 < len(second.asked) < N
+
+
+def test_a_cell_that_was_planned_in_another_way_meanwhile_keeps_its_own_answers(
+    tmp_path: Path, data: Path, task: LmmsTask
+) -> None:
+    late = planned(tmp_path, data)
+    done = runner().run_cell(planned(tmp_path, data, seed=1), Model(), task)
+    model = Model()
+    assert runner().run_cell(late, model, task) == done == read_cell(done.folder)
+    assert model.asked == []
+
+
+def test_a_cell_that_another_process_has_done_meanwhile_is_not_begun_again(
+    tmp_path: Path, data: Path, task: LmmsTask
+) -> None:
+    late = planned(tmp_path, data)
+    done = runner().run_cell(planned(tmp_path, data), Model(), task)
+    model = Model()
+    assert runner().run_cell(late, model, task) == done
+    assert model.asked == []
+
+
+def test_answers_whose_cell_cannot_be_read_are_put_aside(tmp_path: Path, data: Path, task: LmmsTask) -> None:
+    cell = runner().run_cell(planned(tmp_path, data), Model(), task)
+    (cell.folder / "cell.json").write_text("{")
+    assert read_samples(planned(tmp_path, data).folder) == {}
+    [aside] = tmp_path.glob(".chartqa.unreadable.*")
+    assert len(read_samples(aside)) == N
+
+
+def test_errors_that_were_allowed_are_asked_again_when_they_no_longer_are(
+    tmp_path: Path, data: Path, task: LmmsTask, uninterrupted: tuple[Any, ...]
+) -> None:
+    lenient = runner().run_cell(planned(tmp_path, data, max_errors=2), Model(refused=[3, 11]), task)
+    assert lenient.state is CellState.done
+    strict = planned(tmp_path, data)
+    assert strict.state is CellState.begun
+    assert outcome(runner().run_cell(strict, Model(), task))[0] == uninterrupted[0]
+
+
+def test_a_task_whose_code_breaks_fails_its_cell(tmp_path: Path, data: Path, task: LmmsTask) -> None:
+    broken = load_task("chartqa", str(data))
+    broken.task.config.process_results = lambda document, results: None
+    cell = runner().run_cell(planned(tmp_path, data), Model(), broken)
+    assert cell.state is CellState.failed
+    assert cell.answered == N
+    assert cell.reason is not None
+    assert "NoneType" in cell.reason
+
+
+def test_what_settings_an_answer_had_is_noted(tmp_path: Path, data: Path, task: LmmsTask) -> None:
+    cell = runner().run_cell(planned(tmp_path, data), Model(), task)
+    [settings] = cell.provenance["generation"]
+    assert (settings["max_new_tokens"], settings["temperature"]) == (16, 0.0)  # the task's, not the suite's

@@ -1,5 +1,6 @@
 """The task code of lmms-eval on made-up rows with the real columns, in whole cells; what cannot be done is told."""
 
+import random
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -295,3 +296,24 @@ def test_nothing_is_printed(data: Callable[[str], Path], tmp_path: Path, capfd: 
     for name in names:
         run(tmp_path, name, data(name), TASKS[name]().right.__getitem__)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_task_draws_while_it_loads_is_the_same_every_time(tmp_path: Path) -> None:
+    wrong = {f"Incorrect Answer {k}": f"w{k}" for k in (1, 2, 3)}
+    rows = [{"Question": f"#{n}", "Correct Answer": "right", **wrong} for n in range(12)]
+    DatasetDict(train=Dataset.from_list(rows)).save_to_disk(tmp_path / "gpqa_main_zeroshot")
+    hashes = set()
+    for seed in range(2):
+        random.seed(seed)
+        hashes.add(load_task("gpqa_main_zeroshot", str(tmp_path)).data_hash)
+        for cached in tmp_path.rglob("cache-*.arrow"):  # datasets would not draw again
+            cached.unlink()
+        assert random.getstate() == random.Random(seed).getstate()
+    assert len(hashes) == 1
+
+
+def test_an_error_is_no_wrong_answer_in_a_score_that_is_a_sum(data: Callable[[str], Path], tmp_path: Path) -> None:
+    made = TASKS["ocrbench"]()
+    cell, _, _ = run(tmp_path, "ocrbench", data("ocrbench"), made.right.__getitem__, refused=[1], max_errors=1)
+    assert cell.state is CellState.failed
+    assert cell.reason == "1 samples could not be answered, and its score is a sum over all of them"

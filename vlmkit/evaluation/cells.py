@@ -2,7 +2,8 @@
 
     RUN/evals/step_N/TASK/cell.json       the order and the outcome; written whole
     RUN/evals/step_N/TASK/samples.jsonl   one line for each request
-    RUN/evals/step_N/TASK/.lock           held while a process works here
+    RUN/evals/step_N/.TASK.lock           held while a process works on the cell
+    RUN/evals/step_N/.plan.lock           held for the moment in which a cell is planned, or its lock is taken
 
 A result of the first samples only (``limit``) lies in ``TASK.limitN``, so that a try never replaces the real thing. A
 cell whose order changed (another checkpoint under the same name, other settings) is kept beside it, hidden.
@@ -11,12 +12,13 @@ cell whose order changed (another checkpoint under the same name, other settings
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar, get_type_hints
 
 from vlmkit.config import EvalSuiteConfig
 from vlmkit.errors import UserError
@@ -24,6 +26,7 @@ from vlmkit.evaluation.samples import read_samples
 from vlmkit.paths import RunPaths, held_lock, is_locked, whole_file
 from vlmkit.pretrained.files import file_stamps, find_folder, fingerprint
 
+T = TypeVar("T")
 CELL_FILE = "cell.json"
 CHECKPOINT_FILE = ".checkpoint.json"  # in the folder of the cells: which checkpoint they are to be of
 FORMAT = 1  # goes up when an older cell.json means something else
@@ -123,7 +126,7 @@ class Cell:
     @property
     def is_held(self) -> bool:
         """Whether another process works on it now."""
-        return is_locked(self._lock)
+        return is_locked(self.lock)
 
     @property
     def answered(self) -> int:
@@ -134,15 +137,20 @@ class Cell:
     def held(self) -> Iterator[None]:
         """Hold the cell; the lock goes with the process, however it ends.
 
+        What was known of the cell before may have changed: read it again.
+
         Raises:
             BlockingIOError: Another process holds it.
         """
-        with held_lock(self._lock, wait=False):
+        with ExitStack() as stack:
+            with _planning(self.folder.parent):
+                stack.enter_context(held_lock(self.lock, wait=False))
             yield
 
     @property
-    def _lock(self) -> Path:
-        return self.folder / ".lock"
+    def lock(self) -> Path:
+        """Beside the folder, which may be put aside."""
+        return self.folder.with_name(f".{self.folder.name}.lock")
 
     def changed(self, **changes: Any) -> "Cell":
         """Write cell.json with these changes, and give the cell that it is then."""
@@ -170,7 +178,7 @@ def order_cell(subject: Subject, task: str, suite: EvalSuiteConfig, checkpoint_f
         temperature=suite.temperature,
         top_p=suite.top_p,
         seed=suite.seed,
-        local_data=suite.local_data,
+        local_data=suite.local_data and str(Path(suite.local_data).expanduser().absolute()),
         batch_size=suite.batch_size,
         max_errors=suite.max_errors,
     )
@@ -187,17 +195,27 @@ def plan_cell(folder: Path, order: Order, force: bool = False) -> Cell:
     Raises:
         UserError: A process works there on another order.
     """
-    there = read_cell(folder / order.folder_name)
-    if there and not force and there.is_result_of(order):
-        return there
-    if there and not force and there.order.key == order.key:  # it goes on
-        state = CellState.begun if there.state is CellState.done else there.state
-        return replace(there, order=order, state=state)
-    if there:
-        _put_aside(there)
     new = Cell(folder / order.folder_name, order)
-    new.folder.mkdir(parents=True, exist_ok=True)
-    return new.changed()
+    with _planning(folder):
+        there = read_cell(new.folder)
+        if there and not force and there.is_result_of(order):
+            return there
+        if there and not force and there.order.key == order.key:  # it goes on
+            state = CellState.begun if there.state is CellState.done else there.state
+            return replace(there, order=order, state=state)
+        if new.is_held:
+            raise UserError(f"{new.folder}: a process answers it now in another way: wait for it, or end it")
+        if new.folder.is_dir() and any(new.folder.iterdir()):
+            _put_aside(new.folder, there.order.key[:8] if there else "unreadable")
+        new.folder.mkdir(exist_ok=True)
+        return new.changed()
+
+
+@contextmanager
+def _planning(folder: Path) -> Iterator[None]:
+    """Wait until no other process plans one of a checkpoint's cells, or begins to hold one."""
+    with held_lock(folder / ".plan.lock", wait=True):
+        yield
 
 
 def read_cell(folder: Path) -> Cell | None:
@@ -207,27 +225,30 @@ def read_cell(folder: Path) -> Cell | None:
         if said["format"] != FORMAT:
             return None
         metrics = {
-            name: Metric(**metric | {"aggregation": metric["aggregation"] and Aggregation(metric["aggregation"])})
+            name: _typed(Metric, metric | {"aggregation": metric["aggregation"] and Aggregation(metric["aggregation"])})
             for name, metric in said["metrics"].items()
         }
-        return Cell(
-            folder=folder,
-            order=Order(**said["order"]),
-            state=CellState(said["state"]),
-            reason=said["reason"],
-            requests=said["requests"],
-            errors=said["errors"],
-            metrics=metrics,
-            provenance=said["provenance"],
-        )
+        order, state = _typed(Order, said["order"]), CellState(said["state"])
+        rest = {name: said[name] for name in ("reason", "requests", "errors", "provenance")}
+        return _typed(Cell, {"folder": folder, "order": order, "state": state, "metrics": metrics, **rest})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
+def _typed(cls: type[T], values: dict[str, Any]) -> T:
+    """An instance of a dataclass; TypeError if a value is not of its field's type: a foreign file may hold anything."""
+    for name, hint in get_type_hints(cls).items():
+        wanted: Any = {float: (float, int), dict[str, Any]: dict, dict[str, Metric]: dict}.get(hint, hint)
+        if not isinstance(values[name], wanted):
+            raise TypeError(f"{name} is no {wanted}")
+    return cls(**values)
+
+
 def read_cells(folder: Path) -> list[Cell]:
-    """All cells of a checkpoint, by name; what is no cell is passed over."""
+    """All cells of a checkpoint, by name; what is no cell, or a copy of one, is passed over."""
     names = sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
-    return [cell for path in names if (cell := read_cell(path))]
+    cells = [cell for path in names if (cell := read_cell(path))]
+    return [cell for cell in cells if cell.folder.name == cell.order.folder_name]
 
 
 def checkpoint_fingerprint(subject: Subject) -> str:
@@ -273,17 +294,10 @@ def _last_change(cell: Cell) -> int:
         return 0
 
 
-def _put_aside(cell: Cell) -> None:
-    """Rename the folder of a cell to a hidden name that is free.
-
-    Raises:
-        UserError: A process works on it.
-    """
-    if cell.is_held:
-        raise UserError(f"{cell.folder}: a process answers it now in another way: wait for it, or end it")
-    name = f".{cell.folder.name}.{cell.order.key[:8]}"
-    taken = len(list(cell.folder.parent.glob(f"{name}*")))
-    cell.folder.rename(cell.folder.with_name(f"{name}.{taken}"))
+def _put_aside(folder: Path, what: str) -> None:
+    """Rename the folder of a cell to a hidden name that is free."""
+    names = (folder.with_name(f".{folder.name}.{what}.{number}") for number in count())
+    folder.rename(next(name for name in names if not name.exists()))
 
 
 def _to_json(cell: Cell) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,11 +17,11 @@ import torch
 from vlmkit.distributed import Ranks
 from vlmkit.errors import UserError, is_full_disk
 from vlmkit.evaluation.answering import Answered, AnsweringModel, Request, answer_all
-from vlmkit.evaluation.cells import Aggregation, Cell, CellState, Subject, checkpoint_fingerprint
+from vlmkit.evaluation.cells import Aggregation, Cell, CellState, Subject, checkpoint_fingerprint, read_cell
 from vlmkit.evaluation.samples import Line, appended, part, read_samples, rewrite
 from vlmkit.evaluation.tasks import LmmsTask, Result, load_task
 from vlmkit.interrupt import StopSignal
-from vlmkit.model.answer import load_answerer
+from vlmkit.model.answer import GenerationSettings, load_answerer
 from vlmkit.redact import redact
 from vlmkit.tracking.console import SampleBar, Screen
 from vlmkit.tracking.provenance import git_revision, hardware, package_versions
@@ -95,7 +95,13 @@ class CellRunner:
             return cell
         try:
             with self.ranks.on_main(cell.held()):
-                return self._run_held(cell, model, task)
+                there = self.ranks.run_on_main(lambda: read_cell(cell.folder))  # as it is now that it can be relied on
+                if there is None or there.order.key != cell.order.key:
+                    self.screen.say(f"{cell.folder}: another process has planned it anew, in another way")
+                    return there or cell
+                if there.is_result_of(cell.order):  # another process has done it meanwhile
+                    return there
+                return self._run_held(replace(there, order=cell.order), model, task)
         except BlockingIOError:
             self.screen.say(f"{cell.folder}: another process answers it now")
             return cell
@@ -147,8 +153,8 @@ class CellRunner:
         loaded, error = None, None
         try:
             loaded = load()
-        except UserError as caught:
-            error = str(caught)
+        except Exception as caught:  # of foreign code, or a GPU that is full
+            error = _one_line(caught)
         errors = [each for each in self.ranks.gather([error]) if each is not None]
         if errors:
             raise UserError(errors[0])
@@ -262,7 +268,7 @@ def _circumstances(
     return {
         "task_hash": task.config_hash,
         "data_hash": task.data_hash,
-        "generation": [asdict(settings) for settings in dict.fromkeys(r.settings for r in requests) if settings],
+        "generation": [_generation(settings) for settings in dict.fromkeys(r.settings for r in requests) if settings],
         "packages": package_versions(),
         "git": git_revision(),
         "hardware": hardware(),
@@ -273,6 +279,11 @@ def _circumstances(
         "seconds": round(time.time() - started, 3),
         "answered_before": answered_before,
     }
+
+
+def _generation(settings: GenerationSettings) -> dict[str, Any]:
+    """As JSON has it."""
+    return asdict(settings) | {"until": list(settings.until)}
 
 
 def _require_same(cells: Iterable[Cell]) -> None:

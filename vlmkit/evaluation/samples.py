@@ -37,8 +37,9 @@ def read_samples(folder: Path) -> dict[int, Line]:
 class SampleFile:
     """Takes the lines of a batch and keeps all of them or, if the process dies while it writes, some."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, path: Path) -> None:
         self._descriptor = descriptor
+        self._path = path
 
     def append(self, lines: Iterable[Line]) -> None:
         """Write the lines; they are on disk when this returns.
@@ -47,9 +48,12 @@ class SampleFile:
             OSError: The disk is full, or gone.
         """
         data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-        while data:
-            data = data[os.write(self._descriptor, data) :]
-        os.fsync(self._descriptor)
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
 @contextmanager
@@ -58,7 +62,7 @@ def appended(path: Path) -> Iterator[SampleFile]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         os.ftruncate(descriptor, _end_of_last_line(path))
-        yield SampleFile(descriptor)
+        yield SampleFile(descriptor, path)
     finally:
         os.close(descriptor)
 

@@ -1,5 +1,6 @@
 """Which checkpoints and cells an evaluation is about."""
 
+import hashlib
 from pathlib import Path
 
 from vlmkit.config import EvalConfig
@@ -79,7 +80,8 @@ def _named_subject(checkpoint: str, out: str | None) -> Subject:
         return Subject(checkpoint, None, _folder(checkpoint, out))
     if out is None and place.parent.name == "checkpoints" and number != place.name and number.isdecimal():
         return Subject.of_run(RunPaths(place.parent.parent), int(number))
-    return Subject(str(place), None, _folder("/".join(place.parts[-2:]), out))
+    other = hashlib.sha256(str(place).encode()).hexdigest()[:8]  # many a folder is called out/model
+    return Subject(str(place), None, _folder(f"{'/'.join(place.parts[-2:])}-{other}", out))
 
 
 def _folder(name: str, out: str | None) -> Path:
