@@ -116,16 +116,41 @@ def test_a_task_with_no_question_in_common_has_nothing_to_compare(a: Path, b: Pa
     assert found["u"].metrics[0].p_corrected == found["u"].metrics[0].p
 
 
-def test_other_settings_are_told(a: Path, b: Path) -> None:
-    done_cell(a, "t", [1, 0], temperature=0.5, limit=2).changed(provenance={"task_hash": "x", "seconds": 1})
-    done_cell(b, "t", [1, 1], lmms_eval="0.8", limit=2).changed(provenance={"task_hash": "y", "seconds": 2})
+def generation(**changes: Any) -> dict[str, Any]:
+    """Settings, as a cell's provenance has them."""
+    return {"max_new_tokens": 16, "until": ["\n"], "temperature": 0.0, "top_p": 1.0, "num_beams": 1} | changes
+
+
+def test_other_settings_and_circumstances_are_told(a: Path, b: Path) -> None:
+    used = [generation(temperature=0.5), generation()], [generation(until=[])]
+    circumstances = (
+        {"task_hash": "x", "data_hash": "v", "precision": "bf16", "seconds": 1},
+        {"task_hash": "y", "data_hash": "w", "precision": "no", "seconds": 2},
+    )
+    done_cell(a, "t", [1, 0], limit=2, seed=1).changed(provenance={"generation": used[0], **circumstances[0]})
+    done_cell(b, "t", [1, 1], lmms_eval="0.8", limit=2).changed(provenance={"generation": used[1], **circumstances[1]})
     assert compared(a, b)["t"].notes == [
         "lmms_eval differs: 0.7.3 in a, 0.8 in b",
-        "temperature differs: 0.5 in a, 0.0 in b",
+        "until differs: ['\\n'] in a, [] in b",
+        "temperature differs: 0.0 or 0.5 in a, 0.0 in b",
         "task_hash differs: x in a, y in b",
+        "data_hash differs: v in a, w in b",
+        "precision differs: bf16 in a, no in b",
         "both are the same checkpoint, file by file",
         "of the first 2 samples only",
     ]
+
+
+def test_what_the_answers_did_not_depend_on_is_not_told(a: Path, b: Path) -> None:
+    """The suite's defaults where the task has its own settings, and the seed where nothing is drawn."""
+    for folder, own in ((a, {"max_new_tokens": 16}), (b, {"max_new_tokens": 99, "temperature": 1.0, "top_p": 0.5})):
+        for task, drawn in (("greedy", False), ("drawn", True)):
+            order = own | {"seed": len(own), "batch_size": len(own), "fingerprint": folder.parents[1].name}
+            used = [generation(temperature=0.7 if drawn else 0.0)]
+            done_cell(folder, task, [1, 0], **order).changed(provenance={"generation": used, "processes": len(own)})
+    found = compared(a, b)
+    assert found["greedy"].notes == []
+    assert found["drawn"].notes == ["seed differs: 1 in a, 3 in b"]
 
 
 def test_a_metric_that_is_no_mean_has_values_and_no_interval(a: Path, b: Path) -> None:

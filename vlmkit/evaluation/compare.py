@@ -19,8 +19,9 @@ from vlmkit.evaluation.scoring import counts_pairs
 from vlmkit.evaluation.sides import Side
 from vlmkit.evaluation.statistics import Difference, aggregate, compare_scores, holm
 
-SETTINGS = ("limit", "lmms_eval", "max_new_tokens", "temperature", "top_p", "seed", "local_data")  # of an order
-CIRCUMSTANCES = ("task_hash", "precision")  # of a cell's provenance
+ORDERED = ("limit", "lmms_eval", "local_data")  # of an order
+USED = ("max_new_tokens", "until", "temperature", "top_p", "num_beams")  # of provenance.generation
+CIRCUMSTANCES = ("task_hash", "data_hash", "precision")  # of a cell's provenance
 DIGITS = 9  # that two scores must share to be the same
 Pair = tuple[Line, Line]  # a document's, of a and of b
 
@@ -221,7 +222,10 @@ def _question(line: Line) -> tuple[Any, Any]:
 
 
 def _notes_on_settings(a: Cell, b: Cell) -> list[str]:
-    told = [(name, getattr(a.order, name), getattr(b.order, name)) for name in SETTINGS]
+    told = [(name, getattr(a.order, name), getattr(b.order, name)) for name in ORDERED]
+    told += [(name, _used(name, a), _used(name, b)) for name in USED]
+    if _draws(a) and _draws(b):
+        told.append(("seed", a.order.seed, b.order.seed))
     told += [(name, a.provenance.get(name), b.provenance.get(name)) for name in CIRCUMSTANCES]
     notes = [f"{name} differs: {of_a} in a, {of_b} in b" for name, of_a, of_b in told if of_a != of_b]
     if a.order.fingerprint == b.order.fingerprint:
@@ -229,6 +233,21 @@ def _notes_on_settings(a: Cell, b: Cell) -> list[str]:
     if a.order.limit is not None and a.order.limit == b.order.limit:
         notes.append(f"of the first {a.order.limit:,} samples only")
     return notes
+
+
+def _used(name: str, cell: Cell) -> str:
+    """The values of a setting that answers were generated with: those of the task, where it has its own."""
+    return " or ".join(sorted({str(settings[name]) for settings in _generation(cell)})) or "none"
+
+
+def _draws(cell: Cell) -> bool:
+    """Whether answers were drawn; each has a seed of its own, whatever the batches and processes were."""
+    return any(settings["temperature"] > 0 for settings in _generation(cell))
+
+
+def _generation(cell: Cell) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = cell.provenance.get("generation", [])
+    return found
 
 
 def _notes_on_samples(scored: int, in_both: int, alike: int) -> list[str]:
