@@ -118,12 +118,14 @@ def compare_cells(a: Cell, b: Cell, confidence: float) -> TaskComparison:
     names = [name for name in a.metrics if name in b.metrics]
     found = [_compare_metric(name, a.metrics[name], b.metrics[name], alike, confidence) for name in names]
     metrics = sorted((metric for metric in found if metric), key=lambda metric: metric.n, reverse=True)
+    changed: list[Changed] = []
+    if metrics:
+        main = metrics[0].name
+        changed = _changed(main, _units(main, a.metrics[main], alike))
     return TaskComparison(
         task=a.order.task,
         metrics=metrics,
-        changed=_changed(metrics[0].name, _units(metrics[0].name, a.metrics[metrics[0].name], alike))
-        if metrics
-        else [],
+        changed=changed,
         notes=[
             *_notes_on_settings(a, b),
             *_notes_on_samples(len(scored_a.keys() | scored_b.keys()), len(pairs), len(alike)),
