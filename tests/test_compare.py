@@ -43,18 +43,22 @@ def test_the_table_the_notes_and_the_samples_are_printed_and_written(
     assert "95 %" in header
     [row] = [line for line in lines if line.startswith("mme mme_perception_score ")]
     assert row.split()[2:5] == ["100.00", "325.00", "-225.00"]
-    assert row.split()[-3:] == ["0/30/10", "40", "20"]
+    assert row.split()[-3:] == ["0/15/5", "40", "20"]
     assert "mme: of the first 40 samples only" in lines
     assert "textvqa_val: 10 of 40 samples have another exact_match: 0 better in a, 10 better in b" in lines
-    assert printed.count("    target   'right'") == 2  # one sample of each task
+    assert any(
+        line.startswith("mme: 15 of 20 pairs of samples have another mme_perception_score: 0 ") for line in lines
+    )
+    assert printed.count("    target   'right'") == 3  # one sample, and one pair of MME
     assert f"    question '{'x' * 299}…" in lines
     assert f"    a        0.0000  {EVIL!r}" in lines
     assert "\x1b" not in printed
     written = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(line["task"], line["metric"]) for line in written].count(("textvqa_val", "exact_match")) == 10
-    assert len(written) == 40
-    assert written[30]["answer_a"] == EVIL
-    assert {"doc_id", "prompt", "pictures", "target", "answer_b", "score_a", "score_b"} <= written[0].keys()
+    assert [len(line["samples"]) for line in written] == [2] * 15 + [1] * 10
+    assert written[15]["samples"][0]["answer_a"] == EVIL
+    assert written[0].keys() == {"task", "metric", "score_a", "score_b", "samples"}
+    assert written[0]["samples"][0].keys() == {"doc_id", "prompt", "pictures", "target", "answer_a", "answer_b"}
 
 
 def test_a_narrow_terminal_gets_two_tables_and_a_pipe_gets_one(

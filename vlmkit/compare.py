@@ -15,7 +15,7 @@ from typing import Any
 
 from vlmkit import entry
 from vlmkit.config import CompareConfig
-from vlmkit.evaluation.compare import Changed, MetricComparison, TaskComparison, compare_sides
+from vlmkit.evaluation.compare import Changed, MetricComparison, Sample, TaskComparison, compare_sides
 from vlmkit.evaluation.sides import Side, find_sides
 from vlmkit.paths import whole_file
 from vlmkit.preflight import check_output
@@ -84,26 +84,28 @@ def metric_row(task: str, metric: MetricComparison) -> tuple[str, ...]:
 
 
 def show_changed(one: TaskComparison, show: int, screen: Screen) -> None:
-    """Print the samples of a task that changed most."""
+    """Print the samples of a task that changed most; MME's pairs together."""
     if not one.changed:
         return
     main = one.metrics[0]
+    units = "samples" if main.units == main.n else "pairs of samples"
     screen.say(
-        f"\n{one.task}: {len(one.changed):,} of {main.n:,} samples have another {main.name}: "
+        f"\n{one.task}: {len(one.changed):,} of {main.units:,} {units} have another {main.name}: "
         f"{main.a_better:,} better in a, {main.b_better:,} better in b"
     )
-    for sample in one.changed[:show]:
-        screen.say(f"  sample {sample.doc_id}")
-        for name, text in _lines_of(sample):
-            screen.say(f"    {name:9}{text}")
+    for unit in one.changed[:show]:
+        for sample in unit.samples:
+            screen.say(f"  sample {sample.doc_id}")
+            for name, text in _lines_of(sample, unit):
+                screen.say(f"    {name:9}{text}")
 
 
 def write_changed(path: Path, compared: Iterable[TaskComparison]) -> None:
-    """Write all samples that changed, one JSON object a line."""
+    """Write all samples that changed, those that share a score together, one JSON object a line."""
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for one in compared:
-            for sample in one.changed:
-                line = {"task": one.task, "metric": one.metrics[0].name, **asdict(sample)}
+            for unit in one.changed:
+                line = {"task": one.task, "metric": one.metrics[0].name, **asdict(unit)}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
@@ -119,11 +121,11 @@ def format_p(p: float | None) -> str:
     return "<0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
-def _lines_of(sample: Changed) -> Iterable[tuple[str, str]]:
+def _lines_of(sample: Sample, unit: Changed) -> Iterable[tuple[str, str]]:
     yield "question", _shown(sample.prompt)
     yield "target", _shown(sample.target)
-    yield "a", f"{format_score(sample.score_a)}  {_shown(sample.answer_a)}"
-    yield "b", f"{format_score(sample.score_b)}  {_shown(sample.answer_b)}"
+    yield "a", f"{format_score(unit.score_a)}  {_shown(sample.answer_a)}"
+    yield "b", f"{format_score(unit.score_b)}  {_shown(sample.answer_b)}"
 
 
 def _shown(value: Any) -> str:

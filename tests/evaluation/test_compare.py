@@ -46,7 +46,7 @@ def test_a_comparison_is_the_paired_test_of_the_scores(a: Path, b: Path) -> None
     assert (metric.name, metric.n, metric.difference.clusters, found.notes) == ("average", 60, 30, [])
     gains = [x - y for x, y in zip(*scores, strict=True)]
     assert (metric.a_better, metric.b_better, metric.same) == (gains.count(1), gains.count(-1), gains.count(0))
-    assert [sample.doc_id for sample in found.changed] == [number for number, gain in enumerate(gains) if gain]
+    assert [unit.samples[0].doc_id for unit in found.changed] == [number for number, gain in enumerate(gains) if gain]
 
 
 def test_exchanging_a_and_b_turns_the_sign(a: Path, b: Path) -> None:
@@ -116,16 +116,41 @@ def test_a_task_with_no_question_in_common_has_nothing_to_compare(a: Path, b: Pa
     assert found["u"].metrics[0].p_corrected == found["u"].metrics[0].p
 
 
-def test_other_settings_are_told(a: Path, b: Path) -> None:
-    done_cell(a, "t", [1, 0], temperature=0.5, limit=2).changed(provenance={"task_hash": "x", "seconds": 1})
-    done_cell(b, "t", [1, 1], lmms_eval="0.8", limit=2).changed(provenance={"task_hash": "y", "seconds": 2})
+def generation(**changes: Any) -> dict[str, Any]:
+    """Settings, as a cell's provenance has them."""
+    return {"max_new_tokens": 16, "until": ["\n"], "temperature": 0.0, "top_p": 1.0, "num_beams": 1} | changes
+
+
+def test_other_settings_and_circumstances_are_told(a: Path, b: Path) -> None:
+    used = [generation(temperature=0.5), generation()], [generation(until=[])]
+    circumstances = (
+        {"task_hash": "x", "data_hash": "v", "precision": "bf16", "seconds": 1},
+        {"task_hash": "y", "data_hash": "w", "precision": "no", "seconds": 2},
+    )
+    done_cell(a, "t", [1, 0], limit=2, seed=1).changed(provenance={"generation": used[0], **circumstances[0]})
+    done_cell(b, "t", [1, 1], lmms_eval="0.8", limit=2).changed(provenance={"generation": used[1], **circumstances[1]})
     assert compared(a, b)["t"].notes == [
         "lmms_eval differs: 0.7.3 in a, 0.8 in b",
-        "temperature differs: 0.5 in a, 0.0 in b",
+        "until differs: ['\\n'] in a, [] in b",
+        "temperature differs: 0.0 or 0.5 in a, 0.0 in b",
         "task_hash differs: x in a, y in b",
+        "data_hash differs: v in a, w in b",
+        "precision differs: bf16 in a, no in b",
         "both are the same checkpoint, file by file",
         "of the first 2 samples only",
     ]
+
+
+def test_what_the_answers_did_not_depend_on_is_not_told(a: Path, b: Path) -> None:
+    """The suite's defaults where the task has its own settings, and the seed where nothing is drawn."""
+    for folder, own in ((a, {"max_new_tokens": 16}), (b, {"max_new_tokens": 99, "temperature": 1.0, "top_p": 0.5})):
+        for task, drawn in (("greedy", False), ("drawn", True)):
+            order = own | {"seed": len(own), "batch_size": len(own), "fingerprint": folder.parents[1].name}
+            used = [generation(temperature=0.7 if drawn else 0.0)]
+            done_cell(folder, task, [1, 0], **order).changed(provenance={"generation": used, "processes": len(own)})
+    found = compared(a, b)
+    assert found["greedy"].notes == []
+    assert found["drawn"].notes == ["seed differs: 1 in a, 3 in b"]
 
 
 def test_a_metric_that_is_no_mean_has_values_and_no_interval(a: Path, b: Path) -> None:
@@ -150,10 +175,49 @@ def test_the_largest_changes_come_first(a: Path, b: Path) -> None:
     done_cell(a, "t", [0.0, 1.0, 0.5, 0.2], fingerprint="a")
     done_cell(b, "t", [0.1, 0.0, 0.5, 0.9], fingerprint="b")
     changed = compared(a, b)["t"].changed
-    scores = [(sample.doc_id, sample.score_a, sample.score_b) for sample in changed]
+    scores = [(unit.samples[0].doc_id, unit.score_a, unit.score_b) for unit in changed]
     assert scores == [(1, 1, 0), (3, 0.2, 0.9), (0, 0, 0.1)]
-    assert (changed[0].prompt, changed[0].target) == ("<image>question 1?", "right")
-    assert (changed[0].answer_a, changed[0].answer_b) == ("right", "wrong")
+    [sample] = changed[0].samples
+    assert (sample.prompt, sample.target) == ("<image>question 1?", "right")
+    assert (sample.answer_a, sample.answer_b) == ("right", "wrong")
+
+
+def test_a_pair_of_mme_changes_and_counts_once(a: Path, b: Path) -> None:
+    """One of six answers is another; a picture with two questions that change alike is no such pair."""
+    clusters, how = ["x", "x", "y", "y", "z", "z"], Aggregation.sum_of_strata
+    for folder, score, answer in ((a, 200.0, "Yes"), (b, 50.0, "No")):
+        scores, lines = [score, score, 50, 50, 50, 50], [{}, {"answer": answer}]
+        done_cell(folder, "mme", scores, "perception", how, clusters=clusters, lines=lines, fingerprint=answer)
+        done_cell(folder, "scienceqa", scores, clusters=clusters, fingerprint=answer)
+    mme, scienceqa = (compared(a, b)[task] for task in ("mme", "scienceqa"))
+    [metric], [unit] = mme.metrics, mme.changed
+    assert (metric.n, metric.units, metric.a_better, metric.b_better, metric.same) == (6, 3, 1, 0, 2)
+    assert (unit.score_a, unit.score_b) == (200, 50)
+    answers = [(sample.doc_id, sample.answer_a, sample.answer_b) for sample in unit.samples]
+    assert answers == [(0, "right", "right"), (1, "Yes", "No")]
+    [metric] = scienceqa.metrics
+    assert (metric.n, metric.units, metric.a_better, metric.same) == (6, 6, 2, 4)
+    assert [len(unit.samples) for unit in scienceqa.changed] == [1, 1]
+
+
+def test_where_choices_were_weighed_the_likeliest_is_the_answer(a: Path, b: Path) -> None:
+    for folder, scores, likeliest in ((a, [1, 1], "red"), (b, [0, 1], "blue")):
+        cell = done_cell(folder, "t", scores, fingerprint=likeliest)
+        choices = [
+            (scored if number == 0 else {key: scored[key] for key in ("doc_id", "prompt", "pictures")})
+            | {
+                "index": 3 * scored["index"] + number,
+                "answer": choice,
+                "logprob": -1.0 if choice == likeliest else -2.5,
+            }
+            for scored in read_samples(cell.folder).values()
+            for number, choice in enumerate(("green", "red", "blue"))
+        ]
+        rewrite(cell.folder, choices)
+    found = compared(a, b)["t"]
+    assert found.metrics[0].n == 2
+    [[sample]] = [unit.samples for unit in found.changed]
+    assert (sample.doc_id, sample.answer_a, sample.answer_b) == (0, "red", "blue")
 
 
 def test_a_run_means_its_newest_step_that_the_other_has_too(tmp_path: Path) -> None:

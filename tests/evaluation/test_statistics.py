@@ -51,14 +51,23 @@ def test_without_clusters_and_strata_it_is_s_over_root_n(scores: list[float]) ->
     assert found == pytest.approx(np.std(scores, ddof=1) / math.sqrt(n), abs=1e-12)
 
 
-def test_alike_strata_without_clusters_give_the_stratified_formula() -> None:
-    scores, strata, _ = random_task(600, 6, 1, seed=1)
-    parts = [[x for x, name in zip(scores, strata, strict=True) if name == part] for part in sorted(set(strata))]
+def test_strata_of_any_size_give_the_stratified_formula() -> None:
+    rng = random.Random(1)
+    parts = [[float(rng.random() < 0.3 + 0.1 * size) for _ in range(size)] for size in (2, 3, 5, 4)]
+    scores, strata = [x for part in parts for x in part], [len(part) for part in parts for _ in part]
     variance = sum(np.var(part, ddof=1) / len(part) for part in parts)
     found = standard_error(scores, strata, range(len(scores)), Aggregation.sum_of_strata)
     assert found == pytest.approx(math.sqrt(variance), rel=1e-9)
     mean = standard_error(scores, strata, range(len(scores)), Aggregation.mean_of_strata)
-    assert mean == pytest.approx(math.sqrt(variance) / 6, rel=1e-9)
+    assert mean == pytest.approx(math.sqrt(variance) / 4, rel=1e-9)
+
+
+def test_pictures_with_a_question_of_each_part_count_as_one_sample_each() -> None:
+    """The score is the mean of the pictures' own then, and so is its error."""
+    pictures = np.random.default_rng(1).random((7, 3))
+    clusters, strata = np.divmod(range(21), 3)
+    found = standard_error(pictures.ravel(), strata, clusters, Aggregation.mean_of_strata)
+    assert found == pytest.approx(np.std(pictures.mean(1), ddof=1) / math.sqrt(7), rel=1e-9)
 
 
 @pytest.mark.parametrize("how", AGGREGATIONS)
@@ -112,20 +121,19 @@ def test_the_score_is_what_the_aggregation_says() -> None:
     assert aggregate(scores, strata, Aggregation.sum_per_1000) == pytest.approx(4 / 1000)
 
 
-def test_mme_pairs_count_once() -> None:
+@pytest.mark.parametrize("sizes", [[2] * 14, [3] * 14, [30] * 14, [2, 30, 5, 170]])
+def test_mme_pairs_count_once(sizes: list[int]) -> None:
     """Both questions of a pair carry the pair's score: the score is the sum of categories' means over pairs."""
     rng = random.Random(5)
-    pairs = [(f"category {number % 14}", rng.choice([0.0, 50.0, 200.0])) for number in range(14 * 30)]
+    parts = [[rng.choice([0.0, 50.0, 200.0]) for _ in range(size)] for size in sizes]
+    pairs = [(category, score) for category, part in enumerate(parts) for score in part]
     scores = [score for _, score in pairs for _ in range(2)]
     strata = [category for category, _ in pairs for _ in range(2)]
     clusters = [number for number in range(len(pairs)) for _ in range(2)]
-    by_category = {name: [score for other, score in pairs if other == name] for name, _ in pairs}
-    assert aggregate(scores, strata, Aggregation.sum_of_strata) == pytest.approx(
-        sum(np.mean(part) for part in by_category.values())
-    )
-    textbook = math.sqrt(sum(np.var(part, ddof=1) / len(part) for part in by_category.values()))
+    assert aggregate(scores, strata, Aggregation.sum_of_strata) == pytest.approx(sum(np.mean(part) for part in parts))
+    textbook = math.sqrt(sum(np.var(part, ddof=1) / len(part) for part in parts))
     found = standard_error(scores, strata, clusters, Aggregation.sum_of_strata)
-    assert found == pytest.approx(textbook, rel=0.02)
+    assert found == pytest.approx(textbook, rel=1e-9)
 
 
 @given(SCORES)
@@ -136,8 +144,14 @@ def test_one_cluster_tells_nothing(scores: list[float]) -> None:
     assert (found.stderr, found.low, found.high, found.p, found.clusters) == (None, None, None, None, 1)
 
 
-def test_a_sample_alone_in_its_stratum_tells_nothing() -> None:
-    assert standard_error([1, 0, 1], ["x", "y", "z"], [0, 1, 2], Aggregation.mean_of_strata) is None
+def test_a_stratum_of_one_cluster_tells_nothing() -> None:
+    how = Aggregation.sum_of_strata
+    assert standard_error([1, 0, 1], ["x", "y", "z"], [0, 1, 2], how) is None
+    assert standard_error([1, 0, 1], ["x", "x", "y"], [0, 1, 2], how) is None
+    one_pair_each = [50, 50, 200, 200], ["x", "x", "y", "y"], [0, 0, 1, 1]
+    assert standard_error(*one_pair_each, how) is None
+    found = compare_scores([1, 0, 1], [0, 0, 0], ["x", "x", "y"], [0, 1, 2], how, 0.95)
+    assert (found.value, found.stderr, found.low, found.high, found.p) == (1.5, None, None, None, None)
 
 
 @given(st.sampled_from([0.0, 0.1, 1 / 3, 200.0]), st.integers(2, 50), st.sampled_from(AGGREGATIONS))
@@ -178,8 +192,21 @@ def test_the_same_answers_do_not_differ() -> None:
 def test_differences_that_are_all_alike_are_told_by_exchanging_a_and_b() -> None:
     found = compare_scores([1.0] * 5, [0.0] * 5, [None] * 5, range(5), Aggregation.mean, 0.95)
     assert (found.value, found.low, found.p) == (1, None, 2 / 2**5)
-    within = compare_scores([0.3, 0.1] * 5, [0.1, 0.3] * 5, [None] * 10, np.repeat(range(5), 2), Aggregation.mean, 0.95)
-    assert (within.value, within.p) == (0, 1)
+    as_floats = compare_scores([0.3, 0.4] * 5, [0.1, 0.2] * 5, [None] * 10, range(10), Aggregation.mean, 0.95)
+    assert (as_floats.value, as_floats.p) == (pytest.approx(0.2), 2 / 2**10)
+
+
+@pytest.mark.parametrize(
+    ("differences", "clusters"),
+    [([1, 1, 1, 0, 0, 0], range(6)), ([1, 1, 1, -1, -1, -1], range(6)), ([0.2, -0.2] * 3, [0, 0, 1, 1, 2, 2])],
+    ids=["one part alone differs", "two parts differ and cancel", "the questions of each picture cancel"],
+)
+def test_differences_that_are_unlike_but_without_spread_tell_nothing(
+    differences: list[float], clusters: Sequence[int]
+) -> None:
+    strata = ["x"] * 3 + ["y"] * 3 if len(set(clusters)) == 6 else [None] * 6
+    found = compare_scores(differences, [0.0] * 6, strata, clusters, Aggregation.mean_of_strata, 0.95)
+    assert (found.stderr, found.low, found.high, found.p) == (0, None, None, None)
 
 
 def test_holm_by_hand() -> None:

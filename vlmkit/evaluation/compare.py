@@ -7,24 +7,28 @@ The p of a task's main metric, the one of the most samples, is corrected for the
 metrics look at the same answers again, in parts or in another way; theirs are not.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from vlmkit.errors import ConfigError
 from vlmkit.evaluation.cells import Cell, Metric
 from vlmkit.evaluation.samples import Line, read_samples
+from vlmkit.evaluation.scoring import counts_pairs
 from vlmkit.evaluation.sides import Side
 from vlmkit.evaluation.statistics import Difference, aggregate, compare_scores, holm
 
-SETTINGS = ("limit", "lmms_eval", "max_new_tokens", "temperature", "top_p", "seed", "local_data")  # of an order
-CIRCUMSTANCES = ("task_hash", "precision")  # of a cell's provenance
+ORDERED = ("limit", "lmms_eval", "local_data")  # of an order
+USED = ("max_new_tokens", "until", "temperature", "top_p", "num_beams")  # of provenance.generation
+CIRCUMSTANCES = ("task_hash", "data_hash", "precision")  # of a cell's provenance
 DIGITS = 9  # that two scores must share to be the same
+Pair = tuple[Line, Line]  # a document's, of a and of b
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
-    """A sample that scored otherwise."""
+class Sample:
+    """A question and what both answered."""
 
     doc_id: int
     prompt: str
@@ -32,8 +36,15 @@ class Changed:
     target: Any
     answer_a: Any
     answer_b: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A unit that scored otherwise."""
+
     score_a: float
     score_b: float
+    samples: list[Sample]  # one, or MME's pair, which has one score
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +56,15 @@ class MetricComparison:
     b: float
     n: int  # samples with a score for it
     difference: Difference | None  # None: the metric is no known function of the samples' scores
-    a_better: int  # samples
+    units: int  # what has a score of its own: samples, or the pairs of MME
+    a_better: int  # units
     b_better: int
     p_corrected: float | None = None  # of a main metric
 
     @property
     def same(self) -> int:
-        """Samples."""
-        return self.n - self.a_better - self.b_better
+        """Units."""
+        return self.units - self.a_better - self.b_better
 
     @property
     def p(self) -> float | None:
@@ -106,10 +118,14 @@ def compare_cells(a: Cell, b: Cell, confidence: float) -> TaskComparison:
     names = [name for name in a.metrics if name in b.metrics]
     found = [_compare_metric(name, a.metrics[name], b.metrics[name], alike, confidence) for name in names]
     metrics = sorted((metric for metric in found if metric), key=lambda metric: metric.n, reverse=True)
+    changed: list[Changed] = []
+    if metrics:
+        main = metrics[0].name
+        changed = _changed(main, _units(main, a.metrics[main], alike))
     return TaskComparison(
         task=a.order.task,
         metrics=metrics,
-        changed=_changed(metrics[0].name, alike) if metrics else [],
+        changed=changed,
         notes=[
             *_notes_on_settings(a, b),
             *_notes_on_samples(len(scored_a.keys() | scored_b.keys()), len(pairs), len(alike)),
@@ -119,19 +135,25 @@ def compare_cells(a: Cell, b: Cell, confidence: float) -> TaskComparison:
 
 
 def _compare_metric(
-    name: str, a: Metric, b: Metric, pairs: Iterable[tuple[Line, Line]], confidence: float
+    name: str, a: Metric, b: Metric, pairs: Iterable[Pair], confidence: float
 ) -> MetricComparison | None:
     """None if the samples' scores are what matters, and there are none."""
-    own = [(one, other) for one, other in pairs if name in one["scores"] and name in other["scores"]]
-    scores_a, scores_b = ([float(pair[side]["scores"][name]) for pair in own] for side in (0, 1))
-    gains = [round(x - y, DIGITS) * (1 if a.higher_is_better else -1) for x, y in zip(scores_a, scores_b, strict=True)]
-    counts = {"n": len(own), "a_better": sum(gain > 0 for gain in gains), "b_better": sum(gain < 0 for gain in gains)}
+    units = _units(name, a, pairs)
+    own = [pair for unit in units for pair in unit]
+    gains = [_gain(name, unit) * (1 if a.higher_is_better else -1) for unit in units]
+    counts = {
+        "n": len(own),
+        "units": len(units),
+        "a_better": sum(gain > 0 for gain in gains),
+        "b_better": sum(gain < 0 for gain in gains),
+    }
     if a.aggregation is None or a.aggregation is not b.aggregation:
         return MetricComparison(name, a.value, b.value, difference=None, **counts)
     if not own:
         return None
+    scores_a, scores_b = ([float(pair[side]["scores"][name]) for pair in own] for side in (0, 1))
     strata = [line.get("strata", {}).get(name, "") for line, _ in own]
-    clusters = [line.get("cluster", line["doc_id"]) for line, _ in own]
+    clusters = [_cluster(line) for line, _ in own]
     return MetricComparison(
         name,
         aggregate(scores_a, strata, a.aggregation),
@@ -141,27 +163,60 @@ def _compare_metric(
     )
 
 
-def _changed(name: str, pairs: Iterable[tuple[Line, Line]]) -> list[Changed]:
+def _units(name: str, metric: Metric, pairs: Iterable[Pair]) -> list[list[Pair]]:
+    """The documents that both have a score for, those that share one together."""
+    own = [pair for pair in pairs if all(name in line["scores"] for line in pair)]
+    if not counts_pairs(metric.aggregation):
+        return [[pair] for pair in own]
+    units: defaultdict[Hashable, list[Pair]] = defaultdict(list)
+    for pair in own:
+        units[_cluster(pair[0])].append(pair)
+    return list(units.values())
+
+
+def _cluster(line: Line) -> Hashable:
+    return line.get("cluster", line["doc_id"])
+
+
+def _gain(name: str, unit: Sequence[Pair]) -> float:
+    """The unit's score in a, less that in b."""
+    a, b = unit[0]
+    return round(a["scores"][name] - b["scores"][name], DIGITS)
+
+
+def _changed(name: str, units: Iterable[Sequence[Pair]]) -> list[Changed]:
     found = [
-        Changed(
-            doc_id=a["doc_id"],
-            prompt=a.get("prompt", ""),
-            pictures=a.get("pictures", []),
-            target=a.get("target"),
-            answer_a=a.get("answer"),
-            answer_b=b.get("answer"),
-            score_a=a["scores"][name],
-            score_b=b["scores"][name],
-        )
-        for a, b in pairs
-        if name in a["scores"] and name in b["scores"] and round(a["scores"][name] - b["scores"][name], DIGITS)
+        Changed(unit[0][0]["scores"][name], unit[0][1]["scores"][name], [_sample(a, b) for a, b in unit])
+        for unit in units
+        if _gain(name, unit)
     ]
-    return sorted(found, key=lambda sample: -abs(sample.score_a - sample.score_b))
+    return sorted(found, key=lambda unit: -abs(unit.score_a - unit.score_b))
+
+
+def _sample(a: Line, b: Line) -> Sample:
+    return Sample(
+        doc_id=a["doc_id"],
+        prompt=a.get("prompt", ""),
+        pictures=a.get("pictures", []),
+        target=a.get("target"),
+        answer_a=a.get("answer"),
+        answer_b=b.get("answer"),
+    )
 
 
 def _scored_documents(cell: Cell) -> dict[int, Line]:
-    """Document → the line with its scores, in the order of the task; those that could not be answered have none."""
-    return {line["doc_id"]: line for line in read_samples(cell.folder).values() if line.get("scores")}
+    """Document → its line with scores, in the order of the task; those that could not be answered have none."""
+    of_document: defaultdict[int, list[Line]] = defaultdict(list)
+    for line in read_samples(cell.folder).values():
+        of_document[line["doc_id"]].append(line)
+    return {doc_id: _with_choice(lines) for doc_id, lines in of_document.items() if lines[0].get("scores")}
+
+
+def _with_choice(lines: Sequence[Line]) -> Line:
+    """The first line of a document, which has the scores; where choices were weighed, the likeliest is the answer."""
+    if "logprob" not in lines[0]:
+        return lines[0]
+    return lines[0] | {"answer": max(lines, key=lambda line: line["logprob"])["answer"]}
 
 
 def _question(line: Line) -> tuple[Any, Any]:
@@ -169,7 +224,10 @@ def _question(line: Line) -> tuple[Any, Any]:
 
 
 def _notes_on_settings(a: Cell, b: Cell) -> list[str]:
-    told = [(name, getattr(a.order, name), getattr(b.order, name)) for name in SETTINGS]
+    told = [(name, getattr(a.order, name), getattr(b.order, name)) for name in ORDERED]
+    told += [(name, _used(name, a), _used(name, b)) for name in USED]
+    if _draws(a) and _draws(b):
+        told.append(("seed", a.order.seed, b.order.seed))
     told += [(name, a.provenance.get(name), b.provenance.get(name)) for name in CIRCUMSTANCES]
     notes = [f"{name} differs: {of_a} in a, {of_b} in b" for name, of_a, of_b in told if of_a != of_b]
     if a.order.fingerprint == b.order.fingerprint:
@@ -177,6 +235,21 @@ def _notes_on_settings(a: Cell, b: Cell) -> list[str]:
     if a.order.limit is not None and a.order.limit == b.order.limit:
         notes.append(f"of the first {a.order.limit:,} samples only")
     return notes
+
+
+def _used(name: str, cell: Cell) -> str:
+    """The values of a setting that answers were generated with: those of the task, where it has its own."""
+    return " or ".join(sorted({str(settings[name]) for settings in _generation(cell)})) or "none"
+
+
+def _draws(cell: Cell) -> bool:
+    """Whether answers were drawn; each has a seed of its own, whatever the batches and processes were."""
+    return any(settings["temperature"] > 0 for settings in _generation(cell))
+
+
+def _generation(cell: Cell) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = cell.provenance.get("generation", [])
+    return found
 
 
 def _notes_on_samples(scored: int, in_both: int, alike: int) -> list[str]:

@@ -66,6 +66,11 @@ RULES = {
 }
 
 
+def counts_pairs(aggregation: Aggregation | None) -> bool:
+    """Whether the samples of a cluster are a pair and both carry its score, so that they count once."""
+    return any(rule.pair and rule.aggregation is aggregation for rule in RULES.values())
+
+
 def score_metric(
     name: str,
     documents: Mapping[int, Document],

@@ -1,15 +1,20 @@
 """How sure a task's score is, and whether two checkpoints differ on it.
 
 One formula serves all tasks. A score is a sum of strata's means, each with a weight: Σ_s w_s · mean_s. A sample i of
-stratum s moves it by ψ_i = w_s (x_i - mean_s) / n_s. Samples that share a cluster (a picture with several questions,
-the two questions of an MME pair) are not independent: their ψ are added up first, and
+stratum s, which has n_s samples in G_s clusters, moves it by
 
-    variance = G/(G-1) · (N-1)/(N-S) · Σ_clusters (Σ_i in cluster ψ_i)²
+    ψ_i = √(G_s/(G_s-1)) · w_s (x_i - mean_s) / n_s
 
-with G clusters, N samples and S strata. This is the linearised, cluster-robust variance of Liang & Zeger (1986), with
-the usual correction for few clusters (Cameron & Miller 2015, "CR1"), as Miller (2024, "Adding Error Bars to Evals")
-asks of evaluations. Without clusters and strata it is s/√n squared. What two checkpoints scored on the same samples
-differs by the same formula, on differences.
+Samples that share a cluster (a picture with several questions, the two questions of an MME pair) are not independent:
+their ψ are added up before they are squared.
+
+    variance = Σ_clusters (Σ_i in cluster ψ_i)²
+
+This is the linearised, cluster-robust variance of Liang & Zeger (1986), with the usual correction for few clusters
+(Cameron & Miller 2015, "CR1") in each stratum, as Miller (2024, "Adding Error Bars to Evals") asks of evaluations. If
+each cluster lies in one stratum it is that of stratified sampling (Cochran 1977, ch. 5): Σ w_s² s_s²/n_s if each is
+one sample; without strata too, s/√n squared. What two checkpoints scored on the same samples differs by the same
+formula, on differences.
 """
 
 import math
@@ -59,25 +64,25 @@ def standard_error(
     """Of what ``aggregate`` gives.
 
     Args:
-        scores: Of the task's samples.
+        scores: Of the task's samples, at least one.
         strata: See ``aggregate``.
         clusters: Samples with the same one are not independent.
         aggregation: How the score comes from the samples'.
 
     Returns:
-        None if all samples are in one cluster, or each in a stratum of its own: then nothing tells.
+        None if all samples of a stratum are in one cluster: then nothing tells how far its mean may be off.
     """
     x = np.asarray(scores, np.float64)
     stratum, cluster = _strata(strata, aggregation, len(x)), _numbered(clusters)
-    num_samples, num_strata, num_clusters = len(x), _count(stratum), _count(cluster)
-    if num_clusters < 2 or num_samples == num_strata:
+    in_stratum = _clusters_in(stratum, cluster)
+    if in_stratum.min() < 2:
         return None
     share = (_weights(stratum, aggregation) / np.bincount(stratum))[stratum]
-    per_cluster = np.bincount(cluster, share * (x - _means(x, stratum)[stratum]))
+    correction = np.sqrt(in_stratum / (in_stratum - 1))[stratum]
+    per_cluster = np.bincount(cluster, correction * share * (x - _means(x, stratum)[stratum]))
     if np.abs(per_cluster).max() <= ROUNDING * share.max() * np.abs(x).max():
         return 0.0
-    correction = num_clusters / (num_clusters - 1) * (num_samples - 1) / (num_samples - num_strata)
-    return math.sqrt(correction * float(per_cluster @ per_cluster))
+    return math.sqrt(float(per_cluster @ per_cluster))
 
 
 def compare_scores(
@@ -105,7 +110,7 @@ def compare_scores(
     if stderr is None:
         return Difference(value, count, None, None, None, None)
     if stderr == 0:
-        return _without_spread(value, count)
+        return _without_spread(value, differences, count)
     half_width = float(stdtrit(count - 1, (1 + confidence) / 2)) * stderr
     p = 2 * float(stdtr(count - 1, -abs(value) / stderr))
     return Difference(value, count, stderr, value - half_width, value + half_width, p)
@@ -125,14 +130,17 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def _without_spread(value: float, clusters: int) -> Difference:
-    """All samples differ alike: by nothing; or by the same, where t is no number but exchanging a and b tells.
+def _without_spread(value: float, differences: Floats, clusters: int) -> Difference:
+    """The standard error is 0: clusters differ by what their strata do, and by nothing else.
 
-    If a and b were alike, each cluster could as well have the other sign: only two of 2^G ways are so extreme.
+    If all samples differ by the same, t is no number but exchanging a and b tells: if a and b were alike, each cluster
+    could as well have the other sign, and only two of 2^G ways are so extreme. Else nothing does.
     """
-    if abs(value) <= ROUNDING:
+    largest = float(np.abs(differences).max())
+    if largest <= ROUNDING:
         return Difference(0.0, clusters, 0.0, 0.0, 0.0, 1.0)
-    return Difference(value, clusters, 0.0, None, None, 2.0 ** (1 - clusters))
+    are_alike = np.ptp(differences) <= ROUNDING * largest
+    return Difference(value, clusters, 0.0, None, None, 2.0 ** (1 - clusters) if are_alike else None)
 
 
 def _strata(strata: Sequence[Hashable], aggregation: Aggregation, count: int) -> Ints:
@@ -154,6 +162,12 @@ def _weights(stratum: Ints, aggregation: Aggregation) -> Floats:
 
 def _means(x: Floats, stratum: Ints) -> Floats:
     return np.bincount(stratum, x) / np.bincount(stratum)
+
+
+def _clusters_in(stratum: Ints, cluster: Ints) -> Ints:
+    """Of each stratum, how many clusters have samples in it."""
+    distinct = np.unique(np.stack([stratum, cluster]), axis=1)
+    return np.bincount(distinct[0])
 
 
 def _numbered(names: Sequence[Hashable]) -> Ints:
