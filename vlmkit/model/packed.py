@@ -88,8 +88,8 @@ class PackedVLM(nn.Module):
 
     def encode_tiles(self, tiles_IHWC: torch.Tensor) -> torch.Tensor:
         """Features of tiles: uint8 [I, H, W, 3] → float [I, K, D]."""
-        pixels = (tiles_IHWC.permute(0, 3, 1, 2).to(self.hf.dtype) / 255 - self._mean) / self._std
-        states = self.hf.model.vision_model(pixel_values=pixels).last_hidden_state
+        pixels = (tiles_IHWC.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std  # rounded once, at the end
+        states = self.hf.model.vision_model(pixel_values=pixels.to(self.hf.dtype)).last_hidden_state
         return self.hf.model.connector(states)
 
     def see(self, tiles_IHWC: torch.Tensor, order: Sequence[int] | None = None) -> torch.Tensor:
