@@ -175,7 +175,7 @@ def test_an_answer_says_why_it_ended_and_how_long_it_is(
 
 def test_loglikelihoods_are_those_of_plain_logits(answerer: Answerer, plain: Any, encoder: ChatEncoder) -> None:
     question, word = said_first(answerer, encoder)
-    questions, texts = [*QUESTIONS, question], ["a circle", " red", "", "no", word]
+    questions, texts = [*QUESTIONS, question], ["a circle", " red", "two", "no", word]
     prompts = [answerer.prepare(question, text) for question, text in zip(questions, texts, strict=True)]
     together = answerer.loglikelihood(prompts, texts)
     for prompt, text, found in zip(prompts, texts, together, strict=True):
@@ -187,7 +187,14 @@ def test_loglikelihoods_are_those_of_plain_logits(answerer: Answerer, plain: Any
         chosen = logits[len(prompt.ids) - 1 : -1].log_softmax(-1)[range(len(ids)), ids]
         assert found.logprob == pytest.approx(chosen.sum().item(), abs=1e-4)
         assert found.is_greedy == (logits[len(prompt.ids) - 1 : -1].argmax(-1).tolist() == ids)
-    assert [found.is_greedy for found in together] == [False, False, True, False, True]
+    assert [found.is_greedy for found in together] == [False, False, False, False, True]
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_text_has_no_likelihood(answerer: Answerer, text: str) -> None:
+    """It would be 1, and an empty choice would win."""
+    with pytest.raises(UserError, match="the text whose likelihood is wanted is empty"):
+        answerer.prepare(QUESTIONS[0], text)
 
 
 def test_a_picture_that_several_ask_about_is_looked_at_once(

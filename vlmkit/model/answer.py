@@ -133,18 +133,25 @@ class Answerer:
             wanted: How the answer is to be generated, or the text whose likelihood is wanted.
 
         Raises:
-            UserError: It is too long with even one tile a picture.
+            UserError: It is too long with even one tile a picture, or the text whose likelihood is wanted is empty.
             BadSampleError: A picture has no pixels.
         """
         pictures = [_readable(picture) for picture in question.pictures]
-        needed = len(self._answer_ids(wanted)) if isinstance(wanted, str) else min(wanted.max_new_tokens, ANSWER_ROOM)
-        ids, layout = self._fit(question, needed)
+        ids, layout = self._fit(question, self._tokens_needed(wanted))
         return Prompt(
             ids=ids,
             pictures=tuple(Picture(digest_picture(picture), cut_tiles(picture, layout)) for picture in pictures),
             room=self._longest - len(ids),
             shrunk=layout is not self._encoder.layout,
         )
+
+    def _tokens_needed(self, wanted: GenerationSettings | str) -> int:
+        """How many tokens a prompt must leave."""
+        if not isinstance(wanted, str):
+            return min(wanted.max_new_tokens, ANSWER_ROOM)
+        if not wanted.strip():  # its likelihood is 1: as a choice it would beat all others
+            raise UserError("the text whose likelihood is wanted is empty")
+        return len(self._answer_ids(wanted))
 
     def _fit(self, question: Question, needed: int) -> tuple[list[int], ImageLayout]:
         """A question's ids that leave room for so many tokens, in the layout that makes its pictures the largest."""
