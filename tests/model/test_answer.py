@@ -67,7 +67,8 @@ def plain(checkpoint: Path) -> Any:
 
 
 def ask(answerer: Answerer, questions: list[Question], settings: GenerationSettings, seed: int = 0) -> list[Answer]:
-    return answerer.answer([answerer.prepare(question, settings) for question in questions], settings, seed)
+    seeds = range(seed, seed + len(questions))
+    return answerer.answer([answerer.prepare(question, settings) for question in questions], settings, seeds)
 
 
 def inputs(prompt: Prompt, layout: ImageLayout) -> dict[str, torch.Tensor]:
@@ -98,8 +99,8 @@ def said_first(answerer: Answerer, encoder: ChatEncoder) -> tuple[Question, str]
 @pytest.mark.parametrize("question", QUESTIONS, ids=["picture", "text", "pictures", "interleaved"])
 @pytest.mark.parametrize(
     "settings",
-    [GREEDY, replace(GREEDY, num_beams=3), replace(GREEDY, temperature=1.5, top_p=0.8)],
-    ids=["greedy", "beams", "drawn"],
+    [GREEDY, replace(GREEDY, num_beams=3), replace(GREEDY, num_beams=2, temperature=1.5, top_p=0.8)],
+    ids=["greedy", "beams", "drawn beams"],
 )
 def test_an_answer_is_that_of_plain_transformers(
     answerer: Answerer, plain: Any, encoder: ChatEncoder, question: Question, settings: GenerationSettings
@@ -108,7 +109,7 @@ def test_an_answer_is_that_of_plain_transformers(
     prompt = answerer.prepare(question, settings)
     torch.manual_seed(5)
     theirs = plain_answer(plain, encoder, prompt, num_beams=settings.num_beams, do_sample=bool(drawn), **drawn)
-    [ours] = answerer.answer([prompt], settings, seed=5)
+    [ours] = answerer.answer([prompt], settings, [5])
     assert ours.text == theirs
     assert len(set(theirs)) > 2
 
@@ -152,7 +153,16 @@ def test_drawn_answers_are_those_of_their_seed_and_leave_the_global_one_alone(an
     torch.manual_seed(3)
     first, again, other = (ask(answerer, QUESTIONS, drawn, seed) for seed in (1, 1, 2))
     assert first == again != other
+    ask(answerer, QUESTIONS, replace(drawn, num_beams=2))
     assert torch.rand(1) == expected
+
+
+def test_a_drawn_answer_does_not_depend_on_its_batch(answerer: Answerer) -> None:
+    drawn = GenerationSettings(12, temperature=1.5)
+    questions = QUESTIONS * 6
+    whole = ask(answerer, questions, drawn)
+    assert whole == ask(answerer, questions[:12], drawn, 0) + ask(answerer, questions[12:], drawn, 12)
+    assert len({answer.text for answer in whole}) > 20
 
 
 def test_an_answer_says_why_it_ended_and_how_long_it_is(

@@ -4,8 +4,9 @@ Requests are taken in windows of WINDOW batches, in their order. While one windo
 what a picture costs on the CPU is hidden, and no more than two windows are in memory. Inside a window the longest
 prompts are answered first, so that a batch has little padding.
 
-What is in a batch, and what is drawn for it, depends on the requests, the batch size and the seed alone. So a cell that
-was killed goes on as if it had not been.
+What is in a batch depends on the requests and the batch size alone, and what is drawn for a request on its index and
+the seed alone. So a cell that was killed goes on as if it had not been, and neither the batch size nor the number of
+processes that share a task changes an answer, but for what floating point makes of other batches.
 """
 
 import os
@@ -32,8 +33,10 @@ class AnsweringModel(Protocol):
     def prepare(self, question: Question, wanted: GenerationSettings | str) -> Prompt:
         """Make a prompt; called in several threads at a time."""
 
-    def answer(self, prompts: Sequence[Prompt], settings: GenerationSettings, seed: int = 0) -> list[Answer]:
-        """Answer a batch."""
+    def answer(
+        self, prompts: Sequence[Prompt], settings: GenerationSettings, seeds: Sequence[int] = ()
+    ) -> list[Answer]:
+        """Answer a batch; each prompt has its seed."""
 
     def loglikelihood(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[Loglikelihood]:
         """Say for a batch how likely each answer begins so."""
@@ -177,8 +180,8 @@ def _ask(batch: Sequence[_Prepared], model: AnsweringModel, seed: int) -> list[A
     if (settings := requests[0].settings) is None:
         weighed = model.loglikelihood(prompts, [request.continuation or "" for request in requests])
         return [each.answered(loglikelihood=found) for each, found in zip(batch, weighed, strict=True)]
-    own_seed = int(keyed_hash(np.array([requests[0].index], np.uint64), seed)[0])
-    answers = model.answer(prompts, settings, own_seed)
+    seeds = keyed_hash(np.array([request.index for request in requests], np.uint64), seed)
+    answers = model.answer(prompts, settings, seeds.tolist())
     return [each.answered(answer) for each, answer in zip(batch, answers, strict=True)]
 
 

@@ -4,8 +4,7 @@
 ``loglikelihood`` take a batch of prompts to the model.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -169,31 +168,32 @@ class Answerer:
         )
 
     def answer(
-        self, prompts: Sequence[Prompt], settings: GenerationSettings, seed: int = 0, stream: bool = False
+        self, prompts: Sequence[Prompt], settings: GenerationSettings, seeds: Sequence[int] = (), stream: bool = False
     ) -> list[Answer]:
         """Answer a batch of prompts.
+
+        An answer does not depend on what else is in the batch, up to floating point; but beams that are drawn do.
 
         Args:
             prompts: Prepared with these settings.
             settings: How.
-            seed: Of what is drawn, if anything is: for the batch as it is composed.
+            seeds: One for each prompt, 0 or more: of what is drawn, if anything is.
             stream: Write the answer to standard output while it is made; for one prompt.
         """
         tokenizer = self._encoder.tokenizer
         limits = [min(settings.max_new_tokens, prompt.room) for prompt in prompts]
         until = StopStrings(settings.until, tokenizer)
         tiles, order = self._distinct_tiles(prompts)
-        with self._seeded(seed):
-            answers = self._model.generate(
-                [prompt.ids for prompt in prompts],
-                tiles,
-                limits,
-                Sampling(settings.temperature, settings.top_p) if settings.temperature else None,
-                TextStreamer(tokenizer.hf, skip_prompt=True, skip_special_tokens=True) if stream else None,
-                order=order,
-                num_beams=settings.num_beams,
-                until=until,
-            )
+        answers = self._model.generate(
+            [prompt.ids for prompt in prompts],
+            tiles,
+            limits,
+            Sampling(settings.temperature, settings.top_p, seeds) if settings.temperature else None,
+            TextStreamer(tokenizer.hf, skip_prompt=True, skip_special_tokens=True) if stream else None,
+            order=order,
+            num_beams=settings.num_beams,
+            until=until,
+        )
         read = []
         for prompt, ids, limit in zip(prompts, answers, limits, strict=True):
             whole = tokenizer.decode(ids)
@@ -240,14 +240,6 @@ class Answerer:
                 distinct.append(picture.tiles)
             order += places[key]
         return torch.from_numpy(np.concatenate(distinct)), order
-
-    @contextmanager
-    def _seeded(self, seed: int) -> Iterator[None]:
-        """Draw from a random state of its own."""
-        device = self._model.hf.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield
 
 
 def load_answerer(checkpoint: str, device: torch.device | None = None, key: str = "ckpt") -> Answerer:
