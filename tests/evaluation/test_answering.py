@@ -148,6 +148,38 @@ def test_a_sample_that_alone_is_too_large_for_the_gpu_is_an_error() -> None:
     assert {answered.error for answered in found.values()} == {"OutOfMemoryError: CUDA out of memory"}
 
 
+class Failing(MadeUp):
+    """It fails for a batch that has one of its words."""
+
+    words: tuple[str, ...] = ("odd",)
+
+    def answer(
+        self, prompts: Sequence[Prompt], settings: GenerationSettings, seeds: Sequence[int] = ()
+    ) -> list[Answer]:
+        found = super().answer(prompts, settings, seeds)
+        if any(word in answer.text for word in self.words for answer in found):
+            raise RuntimeError("shapes do\nnot match")
+        return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 6])
+def test_a_sample_that_the_model_fails_for_is_an_error_and_its_neighbours_are_answered(batch_size: int) -> None:
+    texts = ["what?", "odd", "which one?", "who is it?", "where?", "odd too"]
+    found = answers(list(answer_all([request(*each) for each in enumerate(texts)], Failing(), batch_size)))
+    errors = [index for index, answered in found.items() if answered.error == "RuntimeError: shapes do not match"]
+    assert sorted(errors) == [1, 5]
+    assert all(found[index].answer.text == texts[index] for index in (0, 2, 3, 4))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_model_that_fails_for_all_is_not_asked_to_the_end(batch_size: int) -> None:
+    model = Failing()
+    running = answer_all([request(index, f"odd {index}") for index in range(64)], model, batch_size)
+    with pytest.raises(RuntimeError, match="shapes do\nnot match"):
+        list(running)
+    assert sum(map(len, model.batches)) <= 12
+
+
 def test_the_next_window_is_prepared_while_one_is_answered_and_no_more() -> None:
     loaded: list[int] = []
     model = MadeUp()
