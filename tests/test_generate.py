@@ -113,7 +113,7 @@ def test_drawn_answers_are_those_of_their_seed(folder: Path) -> None:
     def answer(seed: int = 0, **changed: float) -> str:
         settings = GenerationSettings(40, **changed)
         prompt = untrained.prepare(Question.about((), PROMPT), settings)
-        return untrained.answer([prompt], settings, seed)[0].text
+        return untrained.answer([prompt], settings, [seed])[0].text
 
     drawn = {"temperature": 1.0, "top_p": 0.99}
     assert answer(**drawn, seed=1) == answer(**drawn, seed=1) != answer(**drawn, seed=2)

@@ -30,6 +30,7 @@ class Ranks:
         bf16 = config.precision is Precision.bf16 or (config.precision is Precision.auto and torch.cuda.is_available())
         # Accumulation is the loop's: an accelerate config that names another number would divide the loss twice.
         self._accelerator = Accelerator(
+            cpu=_meet_on_cpu(),
             mixed_precision="bf16" if bf16 else "no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
@@ -163,6 +164,11 @@ def shard_like(whole_tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         mesh, placements = like.device_mesh, like.placements
         return distribute_tensor(whole_tensor.to(like.device), mesh, placements, src_data_rank=None)
     return whole_tensor
+
+
+def _meet_on_cpu() -> bool:
+    """Whether accelerate must be told to use the CPU: without GPUs it leaves torchrun's processes alone otherwise."""
+    return not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE") or 1) > 1
 
 
 def _check_world_size(asked: int | None, got: int) -> None:

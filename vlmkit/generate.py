@@ -86,7 +86,7 @@ def _ask(answerer: "Answerer", pictures: Sequence[Path], config: GenerateConfig)
         )
     if prompt.shrunk:
         _say("the pictures are shown in fewer tiles than usual: the model takes no more")
-    [answer] = answerer.answer([prompt], settings, config.seed, stream=True)
+    [answer] = answerer.answer([prompt], settings, [config.seed], stream=True)
     return answer.text
 
 

@@ -211,7 +211,9 @@ class MadeUpModel:
         pictures = tuple(Picture(digest_picture(each), NO_TILES) for each in question.pictures)
         return Prompt(list(question.text.encode()), pictures, room=1000)
 
-    def answer(self, prompts: Sequence[Prompt], settings: GenerationSettings, seed: int = 0) -> list[Answer]:
+    def answer(
+        self, prompts: Sequence[Prompt], settings: GenerationSettings, seeds: Sequence[int] = ()
+    ) -> list[Answer]:
         texts = [bytes(prompt.ids).decode() for prompt in prompts]
         numbers = [number_in(text) for text in texts]
         self.questions += texts

@@ -20,7 +20,7 @@ SETTINGS = GenerationSettings(8)
 
 @dataclass
 class MadeUp:
-    """It says what it was asked, and the seed; it remembers the sizes of the batches, and has so much memory."""
+    """It says what it was asked, and its seed; it remembers the sizes of the batches, and has so much memory."""
 
     memory: int = 1000
     batches: list[list[int]] = field(default_factory=list)
@@ -33,12 +33,17 @@ class MadeUp:
         pictures = tuple(Picture(digest_picture(each), torch.empty(0).numpy()) for each in question.pictures)
         return Prompt(list(question.text.encode()), pictures, 100)
 
-    def answer(self, prompts: Sequence[Prompt], settings: GenerationSettings, seed: int = 0) -> list[Answer]:
+    def answer(
+        self, prompts: Sequence[Prompt], settings: GenerationSettings, seeds: Sequence[int] = ()
+    ) -> list[Answer]:
         self.batches.append([len(prompt.ids) for prompt in prompts])
         if len(prompts) > self.memory:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        drawn = f" {seed}" if settings.temperature else ""
-        return [Answer(bytes(prompt.ids).decode() + drawn, "end", len(prompt.ids), 1) for prompt in prompts]
+        drawn = [f" {seed}" if settings.temperature else "" for seed in seeds]
+        return [
+            Answer(bytes(prompt.ids).decode() + own, "end", len(prompt.ids), 1)
+            for prompt, own in zip(prompts, drawn, strict=True)
+        ]
 
     def loglikelihood(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[Loglikelihood]:
         return [
@@ -96,15 +101,19 @@ def test_a_batch_has_like_lengths_and_the_same_settings() -> None:
     assert model.batches == [[90, 85, 80], [7, 5, 4], [3], [6]]
 
 
-def test_other_batches_and_other_seeds_draw_otherwise() -> None:
+def test_each_request_draws_for_itself_whatever_is_in_its_batch() -> None:
     requests = [request(index, "the same", DRAWN) for index in range(4)]
-    drawn = {
-        each.answer.text
-        for seed in (0, 1)
-        for each in answers(list(answer_all(requests, MadeUp(), 2, seed))).values()
-        if each.answer
-    }
-    assert len(drawn) == 4
+    drawn = [
+        [each.answer.text for _, each in sorted(answers(batches).items()) if each.answer]
+        for batches in (
+            list(answer_all(requests, MadeUp(), 2, seed=0)),
+            list(answer_all(requests, MadeUp(), 3, seed=0)),
+            [*answer_all(requests[::2], MadeUp(), 2, seed=0), *answer_all(requests[1::2], MadeUp(), 2, seed=0)],
+            list(answer_all(requests, MadeUp(), 2, seed=1)),
+        )
+    ]
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert len({*drawn[0], *drawn[3]}) == 8
 
 
 def test_a_request_that_fails_is_an_error_and_its_neighbours_are_answered() -> None:
@@ -139,6 +148,38 @@ def test_a_sample_that_alone_is_too_large_for_the_gpu_is_an_error() -> None:
     assert {answered.error for answered in found.values()} == {"OutOfMemoryError: CUDA out of memory"}
 
 
+class Failing(MadeUp):
+    """It fails for a batch that has one of its words."""
+
+    words: tuple[str, ...] = ("odd",)
+
+    def answer(
+        self, prompts: Sequence[Prompt], settings: GenerationSettings, seeds: Sequence[int] = ()
+    ) -> list[Answer]:
+        found = super().answer(prompts, settings, seeds)
+        if any(word in answer.text for word in self.words for answer in found):
+            raise RuntimeError("shapes do\nnot match")
+        return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 6])
+def test_a_sample_that_the_model_fails_for_is_an_error_and_its_neighbours_are_answered(batch_size: int) -> None:
+    texts = ["what?", "odd", "which one?", "who is it?", "where?", "odd too"]
+    found = answers(list(answer_all([request(*each) for each in enumerate(texts)], Failing(), batch_size)))
+    errors = [index for index, answered in found.items() if answered.error == "RuntimeError: shapes do not match"]
+    assert sorted(errors) == [1, 5]
+    assert all(found[index].answer.text == texts[index] for index in (0, 2, 3, 4))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_model_that_fails_for_all_is_not_asked_to_the_end(batch_size: int) -> None:
+    model = Failing()
+    running = answer_all([request(index, f"odd {index}") for index in range(64)], model, batch_size)
+    with pytest.raises(RuntimeError, match="shapes do\nnot match"):
+        list(running)
+    assert sum(map(len, model.batches)) <= 12
+
+
 def test_the_next_window_is_prepared_while_one_is_answered_and_no_more() -> None:
     loaded: list[int] = []
     model = MadeUp()
@@ -155,7 +196,9 @@ def test_the_next_window_is_prepared_while_one_is_answered_and_no_more() -> None
 
 def test_ctrl_c_passes() -> None:
     class Interrupted(MadeUp):
-        def answer(self, prompts: Sequence[Prompt], settings: GenerationSettings, seed: int = 0) -> list[Answer]:
+        def answer(
+            self, prompts: Sequence[Prompt], settings: GenerationSettings, seeds: Sequence[int] = ()
+        ) -> list[Answer]:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

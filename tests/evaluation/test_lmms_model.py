@@ -161,6 +161,19 @@ def test_a_sample_that_fails_stops_the_evaluation(checkpoint: Path, data: Path) 
         evaluate(SimpleVLMKit(str(checkpoint), batch_size=4), task)
 
 
+def test_half_a_picture_of_a_task_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
+    """lmms-eval tells PIL to fill the rest with grey."""
+    whole = png(Image.effect_noise((64, 64), 50))
+    rows = {"image": [{"bytes": whole}, {"bytes": whole[:2000]}], "question": [PROMPT] * 2, "answer": [0, 0]}
+    features = datasets.Features(
+        {"image": datasets.Image(), "question": datasets.Value("string"), "answer": datasets.Value("int64")}
+    )
+    datasets.DatasetDict({"test": datasets.Dataset.from_dict(rows, features=features)}).save_to_disk(tmp_path)
+    task = ConfigurableMessagesTask(config=config_of(tmp_path, doc_to_target=lambda doc: "", process_results=exact))
+    with pytest.raises(UserError, match=r"^colours: sample 1: OSError: image file is truncated"):
+        evaluate(VLMKit(str(checkpoint), batch_size=4), task)
+
+
 @pytest.mark.slow
 def test_the_command_answers_through_the_entry_point(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     """As it stands in the installed package's metadata."""

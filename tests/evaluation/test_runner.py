@@ -68,10 +68,12 @@ class Model(MadeUpModel):
         self.batches = 0
         self.before_batch = before_batch
 
-    def answer(self, prompts: Sequence[Prompt], settings: GenerationSettings, seed: int = 0) -> list[Answer]:
+    def answer(
+        self, prompts: Sequence[Prompt], settings: GenerationSettings, seeds: Sequence[int] = ()
+    ) -> list[Answer]:
         self.before_batch(self.batches)
         self.batches += 1
-        return super().answer(prompts, settings, seed)
+        return super().answer(prompts, settings, seeds)
 
 
 def planned(folder: Path, data: Path, **suite: Any) -> Cell:

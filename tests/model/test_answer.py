@@ -67,7 +67,8 @@ def plain(checkpoint: Path) -> Any:
 
 
 def ask(answerer: Answerer, questions: list[Question], settings: GenerationSettings, seed: int = 0) -> list[Answer]:
-    return answerer.answer([answerer.prepare(question, settings) for question in questions], settings, seed)
+    seeds = range(seed, seed + len(questions))
+    return answerer.answer([answerer.prepare(question, settings) for question in questions], settings, seeds)
 
 
 def inputs(prompt: Prompt, layout: ImageLayout) -> dict[str, torch.Tensor]:
@@ -98,8 +99,8 @@ def said_first(answerer: Answerer, encoder: ChatEncoder) -> tuple[Question, str]
 @pytest.mark.parametrize("question", QUESTIONS, ids=["picture", "text", "pictures", "interleaved"])
 @pytest.mark.parametrize(
     "settings",
-    [GREEDY, replace(GREEDY, num_beams=3), replace(GREEDY, temperature=1.5, top_p=0.8)],
-    ids=["greedy", "beams", "drawn"],
+    [GREEDY, replace(GREEDY, num_beams=3), replace(GREEDY, num_beams=2, temperature=1.5, top_p=0.8)],
+    ids=["greedy", "beams", "drawn beams"],
 )
 def test_an_answer_is_that_of_plain_transformers(
     answerer: Answerer, plain: Any, encoder: ChatEncoder, question: Question, settings: GenerationSettings
@@ -108,7 +109,7 @@ def test_an_answer_is_that_of_plain_transformers(
     prompt = answerer.prepare(question, settings)
     torch.manual_seed(5)
     theirs = plain_answer(plain, encoder, prompt, num_beams=settings.num_beams, do_sample=bool(drawn), **drawn)
-    [ours] = answerer.answer([prompt], settings, seed=5)
+    [ours] = answerer.answer([prompt], settings, [5])
     assert ours.text == theirs
     assert len(set(theirs)) > 2
 
@@ -152,7 +153,16 @@ def test_drawn_answers_are_those_of_their_seed_and_leave_the_global_one_alone(an
     torch.manual_seed(3)
     first, again, other = (ask(answerer, QUESTIONS, drawn, seed) for seed in (1, 1, 2))
     assert first == again != other
+    ask(answerer, QUESTIONS, replace(drawn, num_beams=2))
     assert torch.rand(1) == expected
+
+
+def test_a_drawn_answer_does_not_depend_on_its_batch(answerer: Answerer) -> None:
+    drawn = GenerationSettings(12, temperature=1.5)
+    questions = QUESTIONS * 6
+    whole = ask(answerer, questions, drawn)
+    assert whole == ask(answerer, questions[:12], drawn, 0) + ask(answerer, questions[12:], drawn, 12)
+    assert len({answer.text for answer in whole}) > 20
 
 
 def test_an_answer_says_why_it_ended_and_how_long_it_is(
@@ -175,7 +185,7 @@ def test_an_answer_says_why_it_ended_and_how_long_it_is(
 
 def test_loglikelihoods_are_those_of_plain_logits(answerer: Answerer, plain: Any, encoder: ChatEncoder) -> None:
     question, word = said_first(answerer, encoder)
-    questions, texts = [*QUESTIONS, question], ["a circle", " red", "", "no", word]
+    questions, texts = [*QUESTIONS, question], ["a circle", " red", "two", "no", word]
     prompts = [answerer.prepare(question, text) for question, text in zip(questions, texts, strict=True)]
     together = answerer.loglikelihood(prompts, texts)
     for prompt, text, found in zip(prompts, texts, together, strict=True):
@@ -187,7 +197,14 @@ def test_loglikelihoods_are_those_of_plain_logits(answerer: Answerer, plain: Any
         chosen = logits[len(prompt.ids) - 1 : -1].log_softmax(-1)[range(len(ids)), ids]
         assert found.logprob == pytest.approx(chosen.sum().item(), abs=1e-4)
         assert found.is_greedy == (logits[len(prompt.ids) - 1 : -1].argmax(-1).tolist() == ids)
-    assert [found.is_greedy for found in together] == [False, False, True, False, True]
+    assert [found.is_greedy for found in together] == [False, False, False, False, True]
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_text_has_no_likelihood(answerer: Answerer, text: str) -> None:
+    """It would be 1, and an empty choice would win."""
+    with pytest.raises(UserError, match="the text whose likelihood is wanted is empty"):
+        answerer.prepare(QUESTIONS[0], text)
 
 
 def test_a_picture_that_several_ask_about_is_looked_at_once(

@@ -126,6 +126,19 @@ def test_in_bf16_the_loss_is_close(
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
+def test_in_bf16_pixels_are_scaled_before_they_are_rounded(
+    tiny_model_config: ModelConfig, tokenizer: ChatTokenizer, layout: ImageLayout
+) -> None:
+    model = PackedVLM(build_model(tiny_model_config, tokenizer), layout).bfloat16()
+    tiles = torch.arange(256, dtype=torch.uint8).repeat(48).reshape(1, 64, 64, 3)
+    seen = []
+    vision = model.hf.model.vision_model
+    vision.register_forward_pre_hook(lambda _, args, given: seen.append(given["pixel_values"]), with_kwargs=True)
+    model.encode_tiles(tiles)
+    scaled = (tiles.permute(0, 3, 1, 2).double() / 255 - layout.mean) / layout.std
+    torch.testing.assert_close(seen[0].double(), scaled, rtol=2**-8, atol=1e-6)
+
+
 def test_tokens_and_features_that_disagree_are_an_error(model: PackedVLM, encoder: ChatEncoder) -> None:
     batch = batch_of(encoder, [0])
     with pytest.raises(ValueError, match="16 image tokens but 32 image features: tokenizer and model disagree"):

@@ -37,7 +37,7 @@ def torchrun(num_processes: int, *arguments: str) -> subprocess.CompletedProcess
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *launch, *arguments],
         cwd=Path(__file__).parents[2],
-        env=command_environment() | {"ACCELERATE_USE_CPU": "true"},
+        env=command_environment(),
         capture_output=True,
         text=True,
         timeout=180,

@@ -3,23 +3,39 @@
 lmms-eval does not say which tasks these are, and many a module imports a judge that only some of its tasks use.
 """
 
+import ast
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, partial
+from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-JUDGES = (
-    "lmms_eval.llm_judge",
-    "lmms_eval.verifiers.openai",
-    "lmms_eval.verifiers.gemini",
-    "openai",
-    "anthropic",
-    "google.generativeai",
-    "requests",
-)
-KEYS = ("OPENAI_API_KEY", "AZURE_API_KEY", "ANTHROPIC_API_KEY", "GOOGLE_API_KEY", "GEMINI_API_KEY", "LLM_JUDGE_URL")
+OPENAI, AZURE = ("OPENAI_API_KEY",), ("AZURE_API_KEY", "AZURE_OPENAI_API_KEY")
+BY_API_TYPE = {  # what API_TYPE chooses in lmms-eval; without it some tasks take OpenAI and some Azure
+    "": (*OPENAI, *AZURE),
+    "openai": OPENAI,
+    "async_openai": OPENAI,
+    "azure": AZURE,
+    "async_azure": AZURE,
+    "bedrock": ("AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID", "AWS_PROFILE"),
+    "local": ("LLM_JUDGE_URL",),
+}
+GOOGLE = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
+JUDGES: dict[str, tuple[str, ...] | None] = {  # module → what it can be asked with, any of; None: see BY_API_TYPE
+    "lmms_eval.llm_judge": None,
+    "lmms_eval.verifiers.openai": None,
+    "lmms_eval.verifiers.gemini": GOOGLE,
+    "openai": None,
+    "anthropic": ("ANTHROPIC_API_KEY",),
+    "google.generativeai": GOOGLE,
+    "google.genai": GOOGLE,
+    "reka": ("REKA_API_KEY",),
+    "requests": None,
+    "sglang": (),  # a model that the task's own code starts or expects on this machine
+    "vllm": (),
+}
 FOLLOWED = "lmms_eval"  # a part of the path of files whose code is followed
 
 
@@ -38,9 +54,14 @@ def find_judge(functions: Iterable[Callable[..., Any]]) -> str | None:
     return None
 
 
-def has_key() -> bool:
-    """Whether the environment says how a judge can be asked."""
-    return any(os.environ.get(name) for name in KEYS)
+def why_not_asked(judge: str) -> str | None:
+    """Why a judge that ``find_judge`` has found cannot be asked here, to go on after its name; None if it can."""
+    keys = JUDGES[judge]
+    if keys is None:
+        keys = BY_API_TYPE.get(os.environ.get("API_TYPE", "").lower(), BY_API_TYPE[""])
+    if any(os.environ.get(name) for name in keys):
+        return None
+    return f"for which there is no key: set {' or '.join(keys)}" if keys else "which vlmkit does not run beside its own"
 
 
 def _judge_of(found: Any) -> str | None:
@@ -86,12 +107,28 @@ def _reached_from_function(function: FunctionType) -> Iterator[Any]:
     names = set(_names(function.__code__))
     for name in names:
         if name not in function.__globals__:
-            yield name  # of a module, if it is imported here; of an attribute or a builtin, which name no judge
+            # Imported inside the function, or where the import failed; or an attribute or a builtin: no judge's name.
+            yield _imports(function.__code__.co_filename).get(name, name)
             continue
         value = function.__globals__[name]
         yield value
         if isinstance(value, ModuleType) and _is_followed(value):
             yield from (vars(value)[inner] for inner in names & vars(value).keys())
+
+
+@cache
+def _imports(path: str) -> Mapping[str, str]:
+    """What the import statements of a file name, and from which module."""
+    if not Path(path).is_file():
+        return {}
+    found: dict[str, str] = {}
+    for node in ast.walk(ast.parse(Path(path).read_bytes())):
+        if isinstance(node, ast.Import):
+            found |= {alias.asname or alias.name: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                found |= dict.fromkeys((alias.name, alias.asname or alias.name), f"{node.module}.{alias.name}")
+    return found
 
 
 def _names(code: CodeType) -> Iterator[str]:

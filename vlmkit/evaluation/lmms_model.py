@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lmms_eval.api.task  # noqa: F401
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
@@ -23,8 +24,10 @@ from vlmkit.errors import UserError
 from vlmkit.evaluation.answering import Answered, Request, answer_all
 from vlmkit.model.answer import ChatMessage, GenerationSettings, Question, load_answerer
 from vlmkit.pretrained.files import find_folder, fingerprint
-from vlmkit.processing.images import load_image
+from vlmkit.processing.images import load_image, refuse_half_pictures
 from vlmkit.tracking.quiet import quiet_libraries
+
+refuse_half_pictures()  # lmms_eval.api.task lets PIL fill them: it is imported above, so that it cannot do so later
 
 Docs = Mapping[str, Any]  # task → split → number → row
 

@@ -27,7 +27,7 @@ from loguru import logger
 from vlmkit.errors import ConfigError, UserError
 from vlmkit.evaluation.answering import Answered, Request
 from vlmkit.evaluation.cells import Metric, Order
-from vlmkit.evaluation.judges import find_judge, has_key
+from vlmkit.evaluation.judges import find_judge, why_not_asked
 from vlmkit.evaluation.samples import Line
 from vlmkit.evaluation.scoring import Aggregate, Document, score_metric
 from vlmkit.evaluation.task_names import OWN_TASKS, find_task_folder, is_own
@@ -290,11 +290,8 @@ def _require_answerable(config: dict[str, Any]) -> None:
 
 def _require_key(judge: str | None) -> None:
     """Raise UserError if the scores come from another model that cannot be asked here."""
-    if judge and not has_key():
-        raise UserError(
-            f"is scored by another model ({judge}), for which there is no key: set OPENAI_API_KEY or the one "
-            "that lmms-eval names for your API_TYPE"
-        )
+    if judge and (reason := why_not_asked(judge)):
+        raise UserError(f"is scored by another model ({judge}), {reason}")
 
 
 def _own_data(config: dict[str, Any]) -> dict[str, Any]:

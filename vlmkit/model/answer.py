@@ -4,8 +4,7 @@
 ``loglikelihood`` take a batch of prompts to the model.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -133,18 +132,25 @@ class Answerer:
             wanted: How the answer is to be generated, or the text whose likelihood is wanted.
 
         Raises:
-            UserError: It is too long with even one tile a picture.
+            UserError: It is too long with even one tile a picture, or the text whose likelihood is wanted is empty.
             BadSampleError: A picture has no pixels.
         """
         pictures = [_readable(picture) for picture in question.pictures]
-        needed = len(self._answer_ids(wanted)) if isinstance(wanted, str) else min(wanted.max_new_tokens, ANSWER_ROOM)
-        ids, layout = self._fit(question, needed)
+        ids, layout = self._fit(question, self._tokens_needed(wanted))
         return Prompt(
             ids=ids,
             pictures=tuple(Picture(digest_picture(picture), cut_tiles(picture, layout)) for picture in pictures),
             room=self._longest - len(ids),
             shrunk=layout is not self._encoder.layout,
         )
+
+    def _tokens_needed(self, wanted: GenerationSettings | str) -> int:
+        """How many tokens a prompt must leave."""
+        if not isinstance(wanted, str):
+            return min(wanted.max_new_tokens, ANSWER_ROOM)
+        if not wanted.strip():  # its likelihood is 1: as a choice it would beat all others
+            raise UserError("the text whose likelihood is wanted is empty")
+        return len(self._answer_ids(wanted))
 
     def _fit(self, question: Question, needed: int) -> tuple[list[int], ImageLayout]:
         """A question's ids that leave room for so many tokens, in the layout that makes its pictures the largest."""
@@ -162,31 +168,32 @@ class Answerer:
         )
 
     def answer(
-        self, prompts: Sequence[Prompt], settings: GenerationSettings, seed: int = 0, stream: bool = False
+        self, prompts: Sequence[Prompt], settings: GenerationSettings, seeds: Sequence[int] = (), stream: bool = False
     ) -> list[Answer]:
         """Answer a batch of prompts.
+
+        An answer does not depend on what else is in the batch, up to floating point; but beams that are drawn do.
 
         Args:
             prompts: Prepared with these settings.
             settings: How.
-            seed: Of what is drawn, if anything is: for the batch as it is composed.
+            seeds: One for each prompt, 0 or more: of what is drawn, if anything is.
             stream: Write the answer to standard output while it is made; for one prompt.
         """
         tokenizer = self._encoder.tokenizer
         limits = [min(settings.max_new_tokens, prompt.room) for prompt in prompts]
         until = StopStrings(settings.until, tokenizer)
         tiles, order = self._distinct_tiles(prompts)
-        with self._seeded(seed):
-            answers = self._model.generate(
-                [prompt.ids for prompt in prompts],
-                tiles,
-                limits,
-                Sampling(settings.temperature, settings.top_p) if settings.temperature else None,
-                TextStreamer(tokenizer.hf, skip_prompt=True, skip_special_tokens=True) if stream else None,
-                order=order,
-                num_beams=settings.num_beams,
-                until=until,
-            )
+        answers = self._model.generate(
+            [prompt.ids for prompt in prompts],
+            tiles,
+            limits,
+            Sampling(settings.temperature, settings.top_p, seeds) if settings.temperature else None,
+            TextStreamer(tokenizer.hf, skip_prompt=True, skip_special_tokens=True) if stream else None,
+            order=order,
+            num_beams=settings.num_beams,
+            until=until,
+        )
         read = []
         for prompt, ids, limit in zip(prompts, answers, limits, strict=True):
             whole = tokenizer.decode(ids)
@@ -233,14 +240,6 @@ class Answerer:
                 distinct.append(picture.tiles)
             order += places[key]
         return torch.from_numpy(np.concatenate(distinct)), order
-
-    @contextmanager
-    def _seeded(self, seed: int) -> Iterator[None]:
-        """Draw from a random state of its own."""
-        device = self._model.hf.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield
 
 
 def load_answerer(checkpoint: str, device: torch.device | None = None, key: str = "ckpt") -> Answerer:

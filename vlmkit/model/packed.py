@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from vlmkit.config import Attention
 from vlmkit.model.attention import arrange, attending_with, set_attention
+from vlmkit.model.drawing import draws
 from vlmkit.model.loss import summed_loss
 from vlmkit.model.stopping import AnswerEnds, StopStrings
 from vlmkit.processing.images import ImageLayout
@@ -25,7 +27,7 @@ class Sampling:
 
     temperature: float  # above 0; 1: the probabilities as they are
     top_p: float  # from the likeliest tokens that have so much probability together
-    top_k: int = 0  # no other limit; transformers has one of 50 by default
+    seeds: Sequence[int]  # of each prompt's random numbers; with several beams the first counts, for all
 
 
 class PackedVLM(nn.Module):
@@ -88,8 +90,8 @@ class PackedVLM(nn.Module):
 
     def encode_tiles(self, tiles_IHWC: torch.Tensor) -> torch.Tensor:
         """Features of tiles: uint8 [I, H, W, 3] → float [I, K, D]."""
-        pixels = (tiles_IHWC.permute(0, 3, 1, 2).to(self.hf.dtype) / 255 - self._mean) / self._std
-        states = self.hf.model.vision_model(pixel_values=pixels).last_hidden_state
+        pixels = (tiles_IHWC.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std  # rounded once, at the end
+        states = self.hf.model.vision_model(pixel_values=pixels.to(self.hf.dtype)).last_hidden_state
         return self.hf.model.connector(states)
 
     def see(self, tiles_IHWC: torch.Tensor, order: Sequence[int] | None = None) -> torch.Tensor:
@@ -127,7 +129,7 @@ class PackedVLM(nn.Module):
             prompts: Token ids, as ``ChatEncoder.encode_messages`` makes them.
             tiles_IHWC: uint8 [I, H, W, 3], the tiles of all prompts, see ``order``.
             max_new_tokens: Longest answer in tokens: of all, or of each.
-            sampling: How tokens are drawn, with torch's global random state; None: always the likeliest.
+            sampling: How tokens are drawn; None: always the likeliest.
             streamer: Is given the tokens as they come; for one prompt and one beam.
             order: As ``see`` takes it; None: the tiles are in the order of the prompts.
             num_beams: So many answers to each are followed at a time, and the likeliest is taken.
@@ -136,15 +138,14 @@ class PackedVLM(nn.Module):
         eos = self.hf.config.text_config.eos_token_id
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
         input_ids, attention_mask = self._padded(prompts, on_left=True)
-        with self._answering():
+        with self._answering(), self._drawing(sampling, num_beams) as told:
             answers = self.hf.generate(
                 inputs_embeds=self._embed(input_ids, self.see(tiles_IHWC, order)),
                 attention_mask=attention_mask,  # explicit: the pad token is also a token of the prompt
                 max_new_tokens=max(limits),
                 stopping_criteria=StoppingCriteriaList([AnswerEnds(limits, until, input_ids.device)]),
                 num_beams=num_beams,
-                do_sample=sampling is not None,
-                **(asdict(sampling) if sampling else {}),
+                **told,
                 streamer=streamer,
                 eos_token_id=eos,
                 pad_token_id=eos,
@@ -196,6 +197,20 @@ class PackedVLM(nn.Module):
             input_ids[number, place] = torch.tensor(row)
             mask[number, place] = 1
         return input_ids.to(self.hf.device), mask.to(self.hf.device)
+
+    @contextmanager
+    def _drawing(self, sampling: Sampling | None, num_beams: int) -> Iterator[dict[str, Any]]:
+        """What transformers is told of how tokens are drawn."""
+        if sampling is None:
+            yield {"do_sample": False}
+        elif num_beams == 1:
+            yield {"do_sample": False, "logits_processor": draws(sampling.temperature, sampling.top_p, sampling.seeds)}
+        else:  # beams are drawn by transformers, for the batch as a whole, with torch's global random state
+            device = self.hf.device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(sampling.seeds[0])
+                # top_k=0: no other limit; transformers has one of 50 by default.
+                yield {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
 
     @contextmanager
     def _answering(self) -> Iterator[None]:

@@ -163,6 +163,14 @@ def load_image(source: Path | bytes, name: str) -> Image.Image:
         return upright
 
 
+def refuse_half_pictures() -> None:
+    """A picture that breaks off is an error in all of this process, whoever reads it, as it is with PIL itself.
+
+    To be called after a library was imported that tells PIL to fill the rest with grey, as lmms-eval does.
+    """
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
 def cut_tiles(image: Image.Image, layout: ImageLayout) -> NDArray[np.uint8]:
     """Resize an RGB picture to whole tiles and cut it, row by row; the global tile stands where the layout has it.
 
@@ -216,7 +224,7 @@ def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
     Whatever goes wrong until it is closed is a BadSampleError in one line; PIL's warnings are not for the user.
     """
     try:
-        with warnings.catch_warnings(), _no_half_pictures():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
@@ -227,17 +235,6 @@ def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
     except Exception as error:  # a damaged file makes PIL raise nearly anything, struct.error and KeyError included
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadSampleError(UNREADABLE, name, reason) from error
-
-
-@contextmanager
-def _no_half_pictures() -> Iterator[None]:
-    """A picture that breaks off is an error: lmms-eval lets PIL fill it with grey, in all of its process."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _orientation(image: Image.Image) -> int:
