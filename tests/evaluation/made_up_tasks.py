@@ -204,6 +204,7 @@ class MadeUpModel:
     refused: Sequence[int] = ()  # questions that cannot be prepared
     asked: list[int] = field(default_factory=list)  # in the order of the answers
     questions: list[str] = field(default_factory=list)
+    precision: str = "made up"
 
     def prepare(self, question: Question, wanted: GenerationSettings | str) -> Prompt:
         if number_in(question.text) in self.refused:

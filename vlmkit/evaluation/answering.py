@@ -31,6 +31,10 @@ MIN_FAILURES = 4  # one after the other, before a model with small batches is ta
 class AnsweringModel(Protocol):
     """What is asked: ``vlmkit.model.answer.Answerer`` does it, and says what its methods mean."""
 
+    @property
+    def precision(self) -> str:
+        """What it computes in."""
+
     def prepare(self, question: Question, wanted: GenerationSettings | str) -> Prompt:
         """Make a prompt; called in several threads at a time."""
 

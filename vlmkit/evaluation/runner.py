@@ -123,7 +123,9 @@ class CellRunner:
             return self._fail_held(cell, _one_line(error))
         if self.stop.reached_any(ranks):  # when all processes have come to this point, all answers are on disk
             return cell
-        cell = ranks.run_on_main(lambda: _score(cell, task, _circumstances(task, requests, ranks, started, len(done))))
+        cell = ranks.run_on_main(
+            lambda: _score(cell, task, _circumstances(task, requests, model.precision, ranks, started, len(done)))
+        )
         if cell.state is CellState.failed:
             self.screen.say(f"warning: {cell.order.task}: {cell.reason}")
         return cell
@@ -262,7 +264,7 @@ def _scored_lines(lines: dict[int, Line], result: Result) -> list[Line]:
 
 
 def _circumstances(
-    task: LmmsTask, requests: Sequence[Request], ranks: Ranks, started: float, answered_before: int
+    task: LmmsTask, requests: Sequence[Request], precision: str, ranks: Ranks, started: float, answered_before: int
 ) -> dict[str, Any]:
     """How the cell came about; of several starts, the last."""
     return {
@@ -273,7 +275,7 @@ def _circumstances(
         "git": git_revision(),
         "hardware": hardware(),
         "device": str(ranks.device),
-        "precision": ranks.precision,
+        "precision": precision,
         "processes": ranks.world_size,
         "started": _time(started),
         "seconds": round(time.time() - started, 3),

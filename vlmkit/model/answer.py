@@ -121,6 +121,11 @@ class Answerer:
         self._encoder = encoder
         self._longest = int(model.hf.config.text_config.max_position_embeddings)
 
+    @property
+    def precision(self) -> str:
+        """Of its weights and its arithmetic: fp32, bf16."""
+        return {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(self._model.hf.dtype, str(self._model.hf.dtype))
+
     def prepare(self, question: Question, wanted: GenerationSettings | str) -> Prompt:
         """Make a prompt.
 
