@@ -122,7 +122,7 @@ def answer_all(
         done: Indexes of requests that need no answer. A batch with some of them is answered whole all the same.
 
     Raises:
-        Exception: The model's own, after it failed for a batch of requests in a row, or for MIN_FAILURES if that is more.
+        Exception: The model's own, after it failed for a batch of requests in a row, or MIN_FAILURES if these are more.
     """
     size = WINDOW * batch_size
     windows = [requests[start : start + size] for start in range(0, len(requests), size)]
