@@ -56,6 +56,11 @@ class JsonlTracker:
         """Close the file."""
         self._file.close()
 
+    @property
+    def is_complete(self) -> bool:
+        """Always: what it cannot write, it raises."""
+        return True
+
     def _add_to_line(self, step: int, metrics: dict[str, float | None]) -> None:
         """Write the file anew with more in the line of a step, whole or not at all."""
         with whole_file(self._path) as temporary, temporary.open("w", encoding="utf-8") as new:
