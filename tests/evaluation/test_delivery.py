@@ -98,9 +98,7 @@ def test_what_could_not_be_logged_stays_news(tmp_path: Path) -> None:
     assert list(news.take()) == []
 
 
-def test_what_wandb_did_not_take_is_handed_in_when_it_can(
-    ended_run: RunPaths, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_wandb_did_not_take_is_handed_in_when_it_can(ended_run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     ended_run.config.write_text(ended_run.config.read_text().replace("wandb: offline", "wandb: auto"))
     made.done(ended_run, 2, "mmstar", 0.5, stderr=None)
     said: list[str] = []
