@@ -1,5 +1,6 @@
 """What ``python -m vlmkit.status`` says of each state a result can be in: why it is missing, and what helps."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,13 @@ def test_names_that_are_no_results_are_told(paths: RunPaths) -> None:
     (paths.evals / "step_4_mmstar.json").write_text("{}")
     (paths.cells(4) / "eval_1.log").write_text("")
     assert RunStanding(paths, read_config(paths)).foreign_names() == sorted(foreign)
+
+
+def test_a_copy_of_a_cell_is_told_as_no_result(paths: RunPaths) -> None:
+    cell = made.done(paths, 4, "mmstar", 0.5)
+    copy = cell.folder.with_name("mmstar_backup")
+    shutil.copytree(cell.folder, copy)
+    assert RunStanding(paths, read_config(paths)).foreign_names() == [copy]
 
 
 @pytest.mark.parametrize(

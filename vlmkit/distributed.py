@@ -3,11 +3,12 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import timedelta
 from typing import Any, Self, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -16,6 +17,11 @@ from vlmkit.config import Precision, Sharding, TrainerConfig
 from vlmkit.errors import ConfigError
 
 T = TypeVar("T")
+
+# NCCL's 10 minutes are less than what one process may wait for another: until the main one has scored a task, hashed a
+# checkpoint or got a lock. A process that fails ends the others through torchrun or srun; what hangs, the job's limit
+# ends.
+LONGEST_WAIT = timedelta(hours=12)
 
 
 class Ranks:
@@ -33,6 +39,7 @@ class Ranks:
             cpu=_meet_on_cpu(),
             mixed_precision="bf16" if bf16 else "no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
         )
         self.precision = "bf16" if bf16 else "fp32"
         self.sharding = config.sharding if self.world_size > 1 else Sharding.ddp

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +58,11 @@ class RunPaths:
         return self.root / ".delivery.lock"
 
     @property
+    def wandb_pending(self) -> Path:
+        """There from before late results are logged until wandb has them too."""
+        return self.root / ".wandb_pending"
+
+    @property
     def wandb_run_id(self) -> Path:
         """The id under which wandb knows this run."""
         return self.root / "wandb_run_id"
@@ -108,6 +114,7 @@ class RunPaths:
 
 TRAINER_STATE = "trainer_state"  # inside a checkpoint
 PROCESSOR = "vlmkit_processor.json"  # inside a checkpoint
+FLOCK = "hhqqi0q"  # struct flock of 64-bit Linux: type, whence, start, length (0: to the end), process
 
 
 @contextmanager
@@ -144,6 +151,9 @@ def is_writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK)
 
 
+_held: set[tuple[int, int, int]] = set()  # locks, as _identity gives them
+
+
 @contextmanager
 def held_lock(path: Path, wait: bool) -> Iterator[None]:
     """Hold a lock file; the lock goes with the process, however it ends.
@@ -156,15 +166,27 @@ def held_lock(path: Path, wait: bool) -> Iterator[None]:
     with path.open("a") as lock:
         # Not flock: loader workers would inherit it.
         fcntl.lockf(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+        identity = _identity(os.fstat(lock.fileno()))
+        _held.add(identity)
+        try:
+            yield
+        finally:
+            _held.discard(identity)
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds a lock file."""
-    if not path.exists():
-        return False
+    """Whether another process holds a lock file. It is only looked at: nobody is kept from taking it meanwhile."""
     try:
-        with held_lock(path, wait=False):
+        if _identity(path.stat()) in _held:  # to close the file a second time would give this process's lock away
             return False
-    except BlockingIOError:
-        return True
+        with path.open("rb") as lock:
+            asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            answer = struct.unpack(FLOCK, fcntl.fcntl(lock, fcntl.F_GETLK, asked))
+    except FileNotFoundError:
+        return False
+    return bool(answer[0] != fcntl.F_UNLCK)
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int, int]:
+    """A file for this process: one that was forked does not hold its parent's locks."""
+    return os.getpid(), stat.st_dev, stat.st_ino

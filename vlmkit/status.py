@@ -12,6 +12,7 @@ from typing import Any
 from vlmkit import entry
 from vlmkit.config import StatusConfig
 from vlmkit.errors import ConfigError
+from vlmkit.evaluation.delivery import merge_command
 from vlmkit.evaluation.standing import RunStanding, Standing
 from vlmkit.paths import RunPaths
 from vlmkit.run_directory import read_config
@@ -39,7 +40,9 @@ def show_status(paths: RunPaths, screen: Screen) -> None:
     for line in describe_missing(standings):
         screen.say(line)
     for path in run.foreign_names():
-        screen.say(f"{path}: is no result: those are step_N.json, step_N_TASK.json and step_N/TASK/cell.json")
+        screen.say(
+            f"{path}: is no result: those are step_N.json, step_N_TASK.json and the cell.json of TASK in step_N/TASK"
+        )
 
 
 def describe_training(run: RunStanding) -> str:
@@ -68,6 +71,8 @@ def describe_wandb(paths: RunPaths, config: dict[str, Any]) -> str:
     mode = config.get("logger", {}).get("wandb", "disabled")
     if mode == "disabled":
         return "off (logger.wandb=disabled); what is logged is in metrics.jsonl"
+    if paths.wandb_pending.exists():
+        return f"logger.wandb={mode}; results are logged that it may lack: {merge_command(paths)}"
     if not paths.wandb_run_id.exists():
         return f"logger.wandb={mode}, not begun yet"
     run_id = paths.wandb_run_id.read_text().strip()

@@ -16,7 +16,8 @@ from tests.evaluation import made_up_cells as made
 from tests.tracking.test_sinks import evaluations_in_jsonl, evaluations_in_wandb, in_jsonl, in_wandb
 from vlmkit.evaluation.delivery import News, deliver_late
 from vlmkit.paths import RunPaths
-from vlmkit.run_directory import claim, plain_config
+from vlmkit.run_directory import claim, plain_config, read_config
+from vlmkit.status import describe_wandb
 from vlmkit.tracking.sinks import build_tracker
 
 
@@ -83,6 +84,61 @@ def test_what_comes_after_the_end_goes_to_metrics_and_to_the_same_wandb_run(ende
     assert in_wandb(ended_run.root) == in_jsonl(ended_run.root) == {1: {"batch_loss": 0.5}, 2: {"batch_loss": 1.0}}
     run_id = ended_run.wandb_run_id.read_text()
     assert all(run_id in path.name for path in (ended_run.root / "wandb").glob("offline-run-*"))
+
+
+def test_what_could_not_be_logged_stays_news(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    for step in (5, 10):
+        made.done(paths, step, "mmstar", 0.5, stderr=None)
+    news = News(paths)
+    with pytest.raises(OSError, match="full"):
+        for _ in news.take():
+            raise OSError("full")
+    assert [step for step, _ in news.take()] == [5, 10]
+    assert list(news.take()) == []
+
+
+def test_what_wandb_did_not_take_is_handed_in_when_it_can(ended_run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended_run.config.write_text(ended_run.config.read_text().replace("wandb: offline", "wandb: auto"))
+    made.done(ended_run, 2, "mmstar", 0.5, stderr=None)
+    said: list[str] = []
+    on_disk: list[tuple[bool, int]] = []  # with each line: whether delivery is pending, and the rows of results
+
+    def say(line: str) -> None:
+        said.append(line)
+        on_disk.append((ended_run.wandb_pending.exists(), len(evaluations_in_jsonl(ended_run.root))))
+
+    monkeypatch.setenv("WANDB_MODE", "no such mode")
+    for _ in range(2):
+        deliver_late(ended_run, say)
+    assert on_disk[0] == (True, 0)
+    hint = f"python -m vlmkit.merge run={ended_run.root}"
+    assert [line.startswith("warning: wandb: ") for line in said] == [True, False, False, True, False]
+    assert said[1] == "evaluated step 2: lmms_eval/mmstar_acc 0.5000"
+    assert said[2] == said[4] == f"not all results are in wandb yet; this hands them in: {hint}"
+    assert describe_wandb(ended_run, read_config(ended_run)).endswith(f"that it may lack: {hint}")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    deliver_late(ended_run, say)
+    wandb.teardown()
+    assert evaluations_in_jsonl(ended_run.root) == evaluations_in_wandb(ended_run.root)
+    assert evaluations_in_wandb(ended_run.root) == [(2, {"lmms_eval/mmstar_acc": 0.5})]
+    assert in_wandb(ended_run.root) == in_jsonl(ended_run.root)
+    assert not ended_run.wandb_pending.exists()
+    starts = len(list((ended_run.root / "wandb").iterdir()))
+    deliver_late(ended_run, say)
+    assert len(list((ended_run.root / "wandb").iterdir())) == starts  # nothing is left to do
+
+
+def test_a_wandb_whose_rows_cannot_be_read_is_asked_again(ended_run: RunPaths) -> None:
+    """What it lacks cannot be told then, and nothing that came before is handed in."""
+    [offline] = (ended_run.root / "wandb").glob("offline-run-*/*.wandb")
+    ended_run.wandb_pending.touch()
+    offline.rename(offline.with_suffix(".kept"))
+    offline.mkdir()
+    said: list[str] = []
+    deliver_late(ended_run, said.append)
+    assert said[0].startswith("warning: wandb: cannot tell which steps it has")
+    assert ended_run.wandb_pending.exists()
 
 
 @contextmanager

@@ -154,6 +154,22 @@ def test_what_fails_is_a_line_and_not_tried_again_by_this_start(start: Start) ->
     assert evaluations_in_jsonl(run.paths.root) == [(4, SCORE)]
 
 
+def test_what_is_foreign_among_the_results_is_a_line_and_training_goes_on(start: Start) -> None:
+    run = start("trainer.stats_log_interval=1")
+    made.done(run.paths, 4, "b", 0.25, stderr=None)
+    foreign = run.paths.evals / os.fsdecode(
+        b"step_4_\xff.json"
+    )  # its name is no UTF-8, which step_4.json is written in
+    foreign.write_text('{"global_step": 4, "results": {"c_acc": 0.5}}')
+    for step in (1, 2):
+        run.after(step, saved=False)
+    [line] = run.said
+    assert line.startswith("warning: results of evaluations are not logged now: UnicodeEncodeError: ")
+    foreign.unlink()
+    run.after(3, saved=False)
+    assert evaluations_in_jsonl(run.paths.root) == [(4, {"lmms_eval/b_acc": 0.25})]
+
+
 def test_a_signal_ends_the_waiting(start: Start) -> None:
     run = start("eval_suite.tasks=[wait]")
     run.after(4)

@@ -390,3 +390,30 @@ def test_whatever_lies_there_the_file_is_truthful(
     assert (found.results, found.limit, set(found.missing)) == (results, limits, missing)
     assert found.complete == (not missing)
     assert merge_subject(folder) == merged
+
+
+def places_of(said: Any, place: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The keys to everything in an object."""
+    inner = said.items() if isinstance(said, dict) else ()
+    return [place, *(found for key, value in inner for found in places_of(value, (*place, key)))]
+
+
+def with_value(said: Any, place: tuple[str, ...], value: Any) -> Any:
+    return {**said, place[0]: with_value(said[place[0]], place[1:], value)} if place else value
+
+
+@pytest.mark.parametrize("value", [None, "x", -1, 10**400, [5], [[5, {}]], {"a": []}], ids=str)
+def test_whatever_an_earlier_file_says_does_not_keep_cells_from_being_merged(folder: Path, value: Any) -> None:
+    done_cell(folder, "mmstar", [1, 0])
+    done_cell(folder, "mme", [1, 1], limit=2, fingerprint="old")
+    done_cell(folder, "mme", [1, 1])
+    write_reference(folder.parent, "step_500_docvqa_val.json", {"docvqa_val_anls": 0.5})
+    say_checkpoint(folder, make_order("mme").fingerprint)
+    said = merged_json(folder)
+    path = folder.with_name("step_500.json")
+    for place in places_of(said):
+        path.write_text(json.dumps(with_value(said, place, value)))
+        merged = merge_subject(folder)
+        assert merged is not None
+        assert {key: merged.results[key] for key in said["results"]} == said["results"], place
+        assert read_merged(path) == merged, place

@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import composed
 from tests.evaluation import made_up_cells as made
 from tests.evaluation.stand_in import COMMAND
 from vlmkit.config import EvalsConfig, EvalsWhere
+from vlmkit.distributed import Ranks
 from vlmkit.evaluation.cells import Cell, CellState, read_cell
-from vlmkit.evaluation.workers import LocalWorkers, own_environment, undisturbed
+from vlmkit.evaluation.runner import CellRunner
+from vlmkit.evaluation.workers import LocalWorkers, build_workers, own_environment, undisturbed
+from vlmkit.interrupt import StopSignal
 from vlmkit.paths import RunPaths
+from vlmkit.tracking.console import Screen
 
 Start = Callable[..., tuple[LocalWorkers, list[str]]]
 
@@ -118,6 +123,22 @@ def test_what_is_drawn_afterwards_is_as_if_nothing_had_been() -> None:
         torch.manual_seed(5)
         raise KeyError
     assert draw() == expected
+
+
+def test_what_goes_wrong_inside_the_run_is_a_line_and_does_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A GPU without room stands for all that a model and its libraries can raise."""
+
+    def run(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 1 GiB")
+
+    monkeypatch.setattr(CellRunner, "run", run)
+    config = composed("train", "evals=inline")
+    workers = build_workers(config.evals, Screen(), StopSignal(), Ranks(config.trainer, config.seed))
+    workers.start([made.planned(RunPaths(tmp_path), 5, "a")])
+    told = "OutOfMemoryError: CUDA out of memory. Tried to allocate 1 GiB"
+    assert capsys.readouterr().out == f"warning: step_5 is not evaluated now: {told}\n"
 
 
 def test_the_environment_of_a_run_is_left_behind() -> None:

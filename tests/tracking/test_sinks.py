@@ -252,3 +252,16 @@ def test_lines_without_a_step_outlive_a_resume(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"global_st')
     JsonlTracker(path, 1).close()
     assert list(read_rows(path)) == lines[:2]
+
+
+def test_who_logs_late_leaves_the_file_to_who_appends_to_it(tmp_path: Path) -> None:
+    """Both at once: on a file system that knows no locks."""
+    path = tmp_path / "metrics.jsonl"
+    with Trackers([JsonlTracker(path, 0)]) as training:
+        training.log(1, {"batch_loss": 0.5})
+        training.flush()
+        with Trackers([JsonlTracker(path, math.inf)]) as late:
+            late.log_evaluation(1, {"lmms_eval/x_acc": 0.5})
+        training.log(2, {"batch_loss": 0.25})
+    assert in_jsonl(tmp_path) == {1: {"batch_loss": 0.5}, 2: {"batch_loss": 0.25}}
+    assert evaluations_in_jsonl(tmp_path) == [(1, {"lmms_eval/x_acc": 0.5})]

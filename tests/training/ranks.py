@@ -71,8 +71,17 @@ def results(folder: Path, *overrides: str) -> dict[str, Any]:
     return {"steps": record.steps, "end": end.step, "val_loss": val_loss, "exact": exact}
 
 
+def longest_wait() -> float:
+    """How long a process waits for the others before it gives up, in seconds."""
+    group = torch.distributed.group.WORLD
+    assert group is not None
+    seconds: float = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+    return seconds
+
+
 if __name__ == "__main__":
     found = results(Path(sys.argv[1]), *sys.argv[2:])
     if torch.distributed.get_rank() == 0:
+        found["longest_wait"] = longest_wait()
         sys.stdout.write(f"RESULT {json.dumps(found)}\n")
     torch.distributed.destroy_process_group()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.conftest import command_environment
 from tests.training.ranks import STEPS, results
 from tests.training.steps import small_config
-from vlmkit.distributed import Ranks
+from vlmkit.distributed import LONGEST_WAIT, Ranks
 from vlmkit.errors import ConfigError
 
 
@@ -56,6 +56,7 @@ def test_processes_train_like_one(
     asked = (f"trainer.sharding={sharding}", f"trainer.num_processes={num_processes}")
     done = torchrun(num_processes, "-m", "tests.training.ranks", str(tmp_path), *asked)
     found = result_of(done)
+    assert found["longest_wait"] == LONGEST_WAIT.total_seconds()
     assert found["exact"] and one_process["exact"]
     assert found["end"] == one_process["end"] == len(STEPS)
     assert found["val_loss"] == pytest.approx(one_process["val_loss"], rel=1e-9)

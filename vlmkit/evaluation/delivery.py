@@ -6,6 +6,7 @@ others: they stand under ``lmms_eval_limitN/``.
 """
 
 import math
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from vlmkit.config import LoggerConfig, read_group
 from vlmkit.evaluation.cells import CELL_FILE
 from vlmkit.evaluation.merge import merge_subject
 from vlmkit.evaluation.merged import STEP_FILE, Merged
-from vlmkit.paths import RunPaths, held_lock
+from vlmkit.paths import RunPaths, held_lock, whole_file
 from vlmkit.run_directory import read_config
 from vlmkit.tracking.jsonl import read_results
 from vlmkit.tracking.sinks import build_tracker
@@ -37,6 +38,8 @@ class News:
     def take(self) -> Iterator[tuple[int, Results]]:
         """Merge what is known of each step of which a file has changed since the last look; give step and news.
 
+        They count as delivered when the next are asked for.
+
         Raises:
             OSError: A file cannot be read or written.
         """
@@ -44,12 +47,13 @@ class News:
             if stamps == self._seen.get(step):
                 continue
             merged = merge_subject(self._paths.cells(step))
-            self._seen[step] = stamps  # from before: what changed meanwhile is looked at again
             known = self._delivered.setdefault(step, {})
             new = {key: value for key, value in metrics_of(merged).items() if known.get(key) != value}
             if new:
-                known.update(new)
                 yield step, new
+            # Only now: what could not be logged stays news.
+            known.update(new)
+            self._seen[step] = stamps  # from before: what changed meanwhile is looked at again
 
 
 def metrics_of(merged: Merged | None) -> Results:
@@ -87,7 +91,8 @@ def _with_error(key: str, results: Results) -> str:
 def deliver_late(paths: RunPaths, say: Say) -> None:
     """Log what became known after a run had ended: in its metrics.jsonl, and in the wandb run that it had.
 
-    A run that trains now does that itself; what has no config.yaml is no run, and has nowhere to log to.
+    A run that trains now does that itself; what has no config.yaml is no run, and has nowhere to log to. What wandb did
+    not take, because it failed or this process was killed, is handed in by the next call.
 
     Args:
         paths: The run.
@@ -106,14 +111,29 @@ def deliver_late(paths: RunPaths, say: Say) -> None:
             say("the run trains now: it logs its results itself")
             return
         news = list(News(paths).take())
-        if not news:
-            return
-        config = read_config(paths)
-        logger = read_group(LoggerConfig, config.get("logger", {}))
-        tracker = stack.enter_context(build_tracker(logger, paths, config, math.inf, True, say))
+        if news or paths.wandb_pending.exists():
+            _deliver(paths, news, say)
+
+
+def _deliver(paths: RunPaths, news: Iterable[tuple[int, Results]], say: Say) -> None:
+    """Log news of a run that is held; and wandb, when it starts, gets what it lacks of earlier ones."""
+    config = read_config(paths)
+    logger = read_group(LoggerConfig, config.get("logger", {}))
+    with whole_file(paths.wandb_pending) as temporary:  # before metrics.jsonl says that they are no news any more
+        temporary.touch()
+    with build_tracker(logger, paths, config, math.inf, True, say) as tracker:
         for step, results in news:
             tracker.log_evaluation(step, results)
             say(describe(step, results))
+    if tracker.is_complete:
+        paths.wandb_pending.unlink()
+    else:
+        say(f"not all results are in wandb yet; this hands them in: {merge_command(paths)}")
+
+
+def merge_command(paths: RunPaths) -> str:
+    """What delivers results of a run that has ended."""
+    return f"python -m vlmkit.merge run={shlex.quote(str(paths.root))}"
 
 
 def _stamps(paths: RunPaths) -> dict[int, Stamps]:

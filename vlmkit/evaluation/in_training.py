@@ -157,8 +157,8 @@ class EvaluateCheckpoints:
             for step, results in self._news.take():
                 self._tracker.log_evaluation(step, results)
                 self._screen.say(describe(step, results))
-        except (OSError, UserError) as error:
-            self._warn_once(f"results of evaluations are not logged now: {error}")
+        except Exception as error:  # others write in evals/ too, whatever they like: that must not end training
+            self._warn_once(f"results of evaluations are not logged now: {type(error).__name__}: {error}")
 
     def _warn_once(self, text: str) -> None:
         if text not in self._warned:

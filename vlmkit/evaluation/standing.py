@@ -19,7 +19,7 @@ from vlmkit.evaluation.cells import (
     read_cell,
     read_cells,
 )
-from vlmkit.evaluation.delivery import metric_key
+from vlmkit.evaluation.delivery import merge_command, metric_key
 from vlmkit.evaluation.merged import STEP_FILE, Merged, merged_path, read_merged
 from vlmkit.evaluation.schedule import Schedule
 from vlmkit.paths import RunPaths, is_locked
@@ -83,8 +83,7 @@ class RunStanding:
         """What lies among the results and is none."""
         found = [path for path in self.paths.evals.glob("*") if not _is_result_name(path)]
         for step in self.paths.evaluated_steps:
-            folders = (path for path in self.paths.cells(step).glob("*") if path.is_dir())
-            found += [path for path in folders if not path.name.startswith(".") and read_cell(path) is None]
+            found += [path for path in self.paths.cells(step).glob("*") if path.is_dir() and not _is_cell(path)]
         return sorted(path for path in found if not path.name.startswith("."))
 
     def _of_step(self, step: int) -> Iterator[Standing]:
@@ -139,8 +138,7 @@ class RunStanding:
         if self.is_training:
             why = f"{what}: the run does that at step {self.next_look}; it is at {self.reached}"
             return Standing(step, name, State.done, told, reason=why)
-        command = f"python -m vlmkit.merge run={_shell(self.paths.root)}"
-        return Standing(step, name, State.done, told, reason=what, command=command)
+        return Standing(step, name, State.done, told, reason=what, command=merge_command(self.paths))
 
     def _unplanned(self, step: int, name: str, task: str) -> Standing:
         if not self.paths.checkpoint(step).is_dir():
@@ -158,6 +156,12 @@ def _is_result_name(path: Path) -> bool:
     if path.is_file():
         return STEP_FILE.fullmatch(path.name) is not None
     return path.name.startswith("step_") and path.name[5:].isdecimal()
+
+
+def _is_cell(folder: Path) -> bool:
+    """Whether a cell lies there, under its own name: a copy of one is none."""
+    cell = read_cell(folder)
+    return cell is not None and cell.order.folder_name == folder.name
 
 
 def _score(cell: Cell) -> str:

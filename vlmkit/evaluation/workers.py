@@ -75,6 +75,8 @@ class InlineWorkers:
     def start(self, cells: Sequence[Cell]) -> None:
         """Answer the cells with the checkpoint as it lies there; a signal ends that after a batch.
 
+        What goes wrong is a line, and training goes on: the run's next start tries again.
+
         Raises:
             Exception: One of several processes failed, and the others cannot go on without it.
         """
@@ -83,10 +85,11 @@ class InlineWorkers:
         try:
             with undisturbed(self._ranks.device):
                 CellRunner(self._ranks, self._screen, self._stop).run(cells)
-        except OSError as error:
+        except Exception as error:  # a second model that finds no room beside the first, for one
             if self._ranks.world_size > 1:
                 raise
-            self._screen.say(f"warning: {cells[0].folder.parent.name} is not evaluated now: {error}")
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self._screen.say(f"warning: {cells[0].folder.parent.name} is not evaluated now: {reason}")
 
     def poll(self) -> list[Cell]:
         """Nothing goes on."""

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,11 @@ class JsonlTracker:
         """Close the file."""
         self._file.close()
 
+    @property
+    def is_complete(self) -> bool:
+        """Always: what it cannot write, it raises."""
+        return True
+
     def _add_to_line(self, step: int, metrics: dict[str, float | None]) -> None:
         """Write the file anew with more in the line of a step, whole or not at all."""
         with whole_file(self._path) as temporary, temporary.open("w", encoding="utf-8") as new:
@@ -99,22 +104,35 @@ def _rows_so_far(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def keep_lines_up_to(path: Path, step: float, step_key: str) -> None:
-    """Rewrite a file of JSON objects without later steps, and without what a crash left of its end.
+    """Take later steps out of a file of JSON objects, and what a crash left of its end.
 
     A line that has no step stays. What is no object ends the file: lines up to a checkpoint were on disk before it.
+    Only where there are later steps a new file takes its place: a process that appends to the old one, where a file
+    system knows no locks, would write what nobody reads.
     """
-    with (
-        path.open(encoding="utf-8", errors="replace") as old,
-        whole_file(path) as temporary,
-        temporary.open("w") as new,
-    ):
-        for line in old:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                break
-            if line.endswith("\n") and row.get(step_key, step) <= step:
-                new.write(line)
+    whole, goes_beyond = 0, False
+    with path.open("rb") as file:
+        for line, row in _whole_lines(file):
+            whole += len(line)
+            goes_beyond |= row.get(step_key, step) > step
+        is_torn = file.tell() > whole
+    if goes_beyond:
+        with path.open("rb") as old, whole_file(path) as temporary, temporary.open("wb") as new:
+            new.writelines(line for line, row in _whole_lines(old) if row.get(step_key, step) <= step)
+    elif is_torn:
+        os.truncate(path, whole)
+
+
+def _whole_lines(file: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each line and its object, up to the first that is none."""
+    for line in file:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return
+        if not isinstance(row, dict) or not line.endswith(b"\n"):
+            return
+        yield line, row
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -29,6 +29,10 @@ class Tracker(Protocol):
     def close(self) -> None:
         """Write out what is left."""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has, as far as it knows, all that it was given, now and by earlier starts."""
+
 
 class Expendable:
     """A tracker that a run can do without: where it fails that is said, once, and the run goes on without it."""
@@ -71,6 +75,11 @@ class Expendable:
             if self._tracker:
                 self._tracker.close()
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it never failed, and lacks nothing itself."""
+        return self._tracker is not None and self._tracker.is_complete
+
     @contextmanager
     def _tolerant(self) -> Iterator[None]:
         try:
@@ -107,6 +116,11 @@ class Trackers:
         self._write()
         for tracker in self._trackers:
             tracker.flush()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every tracker has all that was logged; known for certain when they are closed."""
+        return all(tracker.is_complete for tracker in self._trackers)
 
     def __enter__(self) -> Self:
         return self

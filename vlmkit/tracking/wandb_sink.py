@@ -66,7 +66,7 @@ class WandbTracker:
         self._on_eval_axis: set[str] = set()
         self._had: dict[int, frozenset[str]] = {}
         self._had_results: Counter[Result] = Counter()
-        self._hand_in(paths, online, say)
+        self._is_complete = self._hand_in(paths, online, say)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Log what wandb lacks of a row."""
@@ -96,13 +96,18 @@ class WandbTracker:
         """Finish the run."""
         self._run.finish()
 
-    def _hand_in(self, paths: RunPaths, online: bool, say: Callable[[str], None]) -> None:
-        """Find out what wandb has and send what it lacks of metrics.jsonl."""
+    @property
+    def is_complete(self) -> bool:
+        """Whether what wandb lacked at the start could be handed in."""
+        return self._is_complete
+
+    def _hand_in(self, paths: RunPaths, online: bool, say: Callable[[str], None]) -> bool:
+        """Find out what wandb has and send what it lacks of metrics.jsonl; whether that can be told."""
         try:
             self._had, self._had_results = take_stock(_rows_that_wandb_has(self._run, paths, online))
         except Exception as error:  # what is read is wandb's own format, or comes over the network
             say(f"warning: wandb: cannot tell which steps it has ({error}): some may be missing or twice there")
-            return
+            return False
         for row in read_rows(paths.metrics):
             step, eval_step = row.pop(STEP_KEY, None), row.pop(EVAL_STEP_KEY, None)
             values = {key: math.nan if value is None else value for key, value in row.items()}
@@ -110,6 +115,7 @@ class WandbTracker:
                 self.write(step, values)
             elif eval_step is not None:
                 self.write_evaluation(eval_step, values)
+        return True
 
     @staticmethod
     def abandon() -> None:
