@@ -96,6 +96,7 @@ def describe_missing(standings: list[Standing]) -> list[str]:
 
 def main() -> None:
     """The command."""
+    entry.quote_paths("run")
     entry.run("status", _start)
 
 
