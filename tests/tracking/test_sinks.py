@@ -17,6 +17,7 @@ from vlmkit.config import LoggerConfig, WandbMode
 from vlmkit.paths import RunPaths
 from vlmkit.tracking.jsonl import EVAL_STEP_KEY, JsonlTracker, read_last_step, read_results, read_rows
 from vlmkit.tracking.sinks import Trackers, build_tracker
+from vlmkit.tracking.wandb_file import read_records
 from vlmkit.tracking.wandb_sink import WandbTracker, read_wandb_file
 
 # Logs the steps of a run that goes on after a step, each with a value that tells the step; every fifth row has more.
@@ -110,17 +111,10 @@ def evaluations_in_jsonl(run: Path) -> list[tuple[int, dict[str, float]]]:
 def step_metrics_in_wandb(run: Path) -> dict[str, str]:
     """Key → the key of its x axis, as wandb was told, or worked out itself."""
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
-    store, axes = DataStore(), {}
     [path] = offline_files(run)
-    store.open_for_scan(path)
-    while (data := store.scan_data()) is not None:
-        record = Record.FromString(data)
-        if record.HasField("metric") and record.metric.name:
-            axes[record.metric.name] = record.metric.step_metric
-    store.close()
-    return axes
+    metrics = [record.metric for record in map(Record.FromString, read_records(path)) if record.HasField("metric")]
+    return {metric.name: metric.step_metric for metric in metrics if metric.name}
 
 
 def without_nan(rows: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:

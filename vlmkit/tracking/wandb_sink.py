@@ -16,6 +16,7 @@ from vlmkit.config import LoggerConfig, WandbMode
 from vlmkit.paths import RunPaths, whole_file
 from vlmkit.redact import redact
 from vlmkit.tracking.jsonl import EVAL_STEP_KEY, STEP_KEY, finite_or_none, read_rows
+from vlmkit.tracking.wandb_file import read_records
 
 Row = dict[str, Any]
 Result = tuple[int, str, float | None]  # step of the checkpoint, key, value; None for what is no number
@@ -167,22 +168,15 @@ def read_wandb_file(path: Path) -> Iterator[Row]:
     """The history in a file that wandb's service wrote, up to where a kill tore it; values are left as JSON text.
 
     Raises:
-        ImportError: This wandb keeps its format elsewhere.
+        ImportError: This wandb keeps its records elsewhere.
+        ValueError: This wandb has another format.
     """
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
-    store = DataStore()
-    try:
-        store.open_for_scan(path)
-        while (data := store.scan_data()) is not None:
-            record = Record.FromString(data)
-            if record.HasField("history"):
-                yield {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item}
-    except AssertionError:  # how the reader says that a block is not whole
-        pass
-    finally:
-        store.close()
+    for data in read_records(path):
+        record = Record.FromString(data)
+        if record.HasField("history"):
+            yield {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item}
 
 
 def is_reachable(say: Callable[[str], None]) -> bool:
