@@ -232,7 +232,7 @@ def test_two_processes_share_the_samples_of_a_cell(paths: RunPaths, tmp_path: Pa
     assert shared.provenance["processes"] == 2
     [alone] = evaluate(asked(ckpt=str(paths.root), out=str(tmp_path / "alone"), limit=200))
     assert shared.metrics == alone.metrics
-    assert {path.name for path in shared.folder.iterdir()} == {"cell.json", "samples.jsonl", ".lock"}
+    assert {path.name for path in shared.folder.iterdir()} == {"cell.json", "samples.jsonl"}
     assert [line["answer"] for line in read_samples(shared.folder).values()] == [
         line["answer"] for line in read_samples(alone.folder).values()
     ]
