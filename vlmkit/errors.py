@@ -21,6 +21,11 @@ class DataError(UserError):
     """Data that cannot be used; the message names the source and the sample."""
 
 
+def one_line(error: BaseException) -> str:
+    """Type and message of an error of foreign code, for people who cannot do anything with its traceback."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def is_full_disk(error: Exception) -> bool:
     """Whether there was no room to write: the user's to put right, and what was begun can go on then."""
     return isinstance(error, OSError) and error.errno in NO_ROOM

@@ -63,10 +63,8 @@ def evaluate(config: EvalConfig) -> list[Cell]:
         cells = ranks.run_on_main(lambda: plan_cells(config, subjects))
         open_cells = [cell for cell in cells if cell.state is not CellState.done]
         screen.say(f"{len(cells)} to evaluate, {len(cells) - len(open_cells)} of them done before")
-        changed = {cell.folder: cell for cell in CellRunner(ranks, screen, stop).run(open_cells)}
-        cells = ranks.run_on_main(
-            lambda: [changed.get(cell.folder) or read_cell(cell.folder) or cell for cell in cells]
-        )
+        CellRunner(ranks, screen, stop).run(open_cells)
+        cells = ranks.run_on_main(lambda: [read_cell(cell.folder) or cell for cell in cells])  # what others did, too
         _show(cells, screen)
         ranks.run_on_main(lambda: hand_on(config, cells, screen))
         if stop.reached_any(ranks):

@@ -3,9 +3,10 @@
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 
@@ -129,6 +130,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def first_free(name: Callable[[int], Path], first: int = 0) -> Path:
+    """Of names with a number the first that nothing has yet."""
+    return next(path for number in count(first) if not (path := name(number)).exists())
 
 
 def assets_dir() -> Path:

@@ -319,3 +319,16 @@ def test_what_settings_an_answer_had_is_noted(tmp_path: Path, data: Path, task: 
     cell = runner().run_cell(planned(tmp_path, data), Model(), task)
     [settings] = cell.provenance["generation"]
     assert (settings["max_new_tokens"], settings["temperature"]) == (16, 0.0)  # the task's, not the suite's
+
+
+def test_a_task_that_cannot_be_loaded_here_does_not_undo_what_another_process_has_done(
+    tmp_path: Path, data: Path
+) -> None:
+    [late] = cells_of_a_checkpoint(tmp_path / "run", data, ["chartqa"])
+    done = runner().run_cell(late, Model(), load_task("chartqa", str(data)))
+    (data / "chartqa").rename(data / "away")
+    try:
+        runner().run([late])
+    finally:
+        (data / "away").rename(data / "chartqa")
+    assert read_cell(late.folder) == done

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from vlmkit.data.order import keyed_hash
+from vlmkit.errors import one_line
 from vlmkit.model.answer import Answer, GenerationSettings, Loglikelihood, Prompt, Question
 from vlmkit.redact import redact
 
@@ -148,7 +149,7 @@ def _prepare(request: Request, model: AnsweringModel) -> _Prepared | Answered:
         text = question.text
         return _Prepared(request, text, model.prepare(question, request.wanted))
     except Exception as error:
-        return Answered(request.index, error=_one_line(error), prompt_text=text)
+        return Answered(request.index, error=redact(one_line(error)), prompt_text=text)
 
 
 def _answer_window(
@@ -188,12 +189,12 @@ class _Asker:
             self._failed_in_a_row = 0
             return answered
         except torch.OutOfMemoryError as error:  # the longest prompts come first, others may fit
-            reason = _one_line(error)
+            reason = redact(one_line(error))
         except Exception as error:
             self._failed_in_a_row += len(batch) == 1
             if self._failed_in_a_row >= self._failures:
                 raise
-            reason = _one_line(error)
+            reason = redact(one_line(error))
         torch.cuda.empty_cache()  # here, where nothing holds the failed batch's tensors any longer
         if len(batch) == 1:
             return [batch[0].answered(error=reason)]
@@ -209,7 +210,3 @@ class _Asker:
         seeds = keyed_hash(np.array([request.index for request in requests], np.uint64), self._seed)
         answers = self._model.answer(prompts, settings, seeds.tolist())
         return [each.answered(answer) for each, answer in zip(batch, answers, strict=True)]
-
-
-def _one_line(error: Exception) -> str:
-    return redact(" ".join(f"{type(error).__name__}: {error}".split()))

@@ -16,14 +16,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
-from itertools import count
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_type_hints
 
 from vlmkit.config import EvalSuiteConfig
 from vlmkit.errors import UserError
 from vlmkit.evaluation.samples import read_samples
-from vlmkit.paths import RunPaths, held_lock, is_locked, whole_file
+from vlmkit.paths import RunPaths, first_free, held_lock, is_locked, whole_file
 from vlmkit.pretrained.files import file_stamps, find_folder, fingerprint
 
 T = TypeVar("T")
@@ -296,8 +295,7 @@ def _last_change(cell: Cell) -> int:
 
 def _put_aside(folder: Path, what: str) -> None:
     """Rename the folder of a cell to a hidden name that is free."""
-    names = (folder.with_name(f".{folder.name}.{what}.{number}") for number in count())
-    folder.rename(next(name for name in names if not name.exists()))
+    folder.rename(first_free(lambda number: folder.with_name(f".{folder.name}.{what}.{number}")))
 
 
 def _to_json(cell: Cell) -> dict[str, Any]:

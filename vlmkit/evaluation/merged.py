@@ -9,12 +9,11 @@ import json
 import re
 import sys
 from dataclasses import asdict, dataclass, field
-from itertools import count
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar
 
-from vlmkit.paths import whole_file
+from vlmkit.paths import first_free, whole_file
 
 T = TypeVar("T")
 Numbers = dict[str, float]
@@ -64,8 +63,7 @@ class Merged:
         """Write the file, whole, if it is not the same already. One that cannot be read is kept under another name."""
         text = json.dumps(self._to_json(), indent=2, ensure_ascii=False) + "\n"
         if self.path.exists() and read_merged(self.path) is None:
-            names = (self.path.with_name(f"{self.path.name}.unreadable{number}") for number in count(1))
-            self.path.rename(next(name for name in names if not name.exists()))
+            self.path.rename(first_free(lambda number: self.path.with_name(f"{self.path.name}.unreadable{number}"), 1))
         if not self.path.exists() or self.path.read_text(encoding="utf-8") != text:
             with whole_file(self.path) as temporary:
                 temporary.write_text(text, encoding="utf-8")

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from vlmkit.distributed import Ranks
-from vlmkit.errors import UserError, is_full_disk
+from vlmkit.errors import UserError, is_full_disk, one_line
 from vlmkit.evaluation.answering import Answered, AnsweringModel, Request, answer_all
 from vlmkit.evaluation.cells import Aggregation, Cell, CellState, Subject, checkpoint_fingerprint, read_cell
 from vlmkit.evaluation.samples import Line, appended, part, read_samples, rewrite
@@ -124,7 +124,7 @@ class CellRunner:
         if self.stop.reached_any(ranks):  # when all processes have come to this point, all answers are on disk
             return cell
         cell = ranks.run_on_main(
-            lambda: _score(cell, task, _circumstances(task, requests, model.precision, ranks, started, len(done)))
+            lambda: _score(cell, task, _circumstances(requests, model.precision, ranks, started, len(done)))
         )
         if cell.state is CellState.failed:
             self.screen.say(f"warning: {cell.order.task}: {cell.reason}")
@@ -168,7 +168,9 @@ class CellRunner:
 
         def write() -> Cell:
             with suppress(BlockingIOError), cell.held():
-                return cell.changed(state=CellState.failed, reason=redact(reason))
+                there = read_cell(cell.folder)  # as it is now: another process may have done it, or planned it anew
+                if there and there.order.key == cell.order.key and not there.is_result_of(cell.order):
+                    return there.changed(state=CellState.failed, reason=redact(reason))
             return cell
 
         self.screen.say(f"warning: {cell.order.task}: {reason}")
@@ -231,6 +233,7 @@ def _score(cell: Cell, task: LmmsTask, circumstances: dict[str, Any]) -> Cell:
             raise
         return cell.changed(state=CellState.failed, reason=redact(_one_line(error)), errors=len(errors))
     circumstances |= {
+        **cell.provenance,
         "finished": _time(time.time()),
         "guesses": result.guesses,
         "shrunk": sum("shrunk" in line for line in lines.values()),
@@ -264,12 +267,10 @@ def _scored_lines(lines: dict[int, Line], result: Result) -> list[Line]:
 
 
 def _circumstances(
-    task: LmmsTask, requests: Sequence[Request], precision: str, ranks: Ranks, started: float, answered_before: int
+    requests: Sequence[Request], precision: str, ranks: Ranks, started: float, answered_before: int
 ) -> dict[str, Any]:
     """How the cell came about; of several starts, the last."""
     return {
-        "task_hash": task.config_hash,
-        "data_hash": task.data_hash,
         "generation": [_generation(settings) for settings in dict.fromkeys(r.settings for r in requests) if settings],
         "packages": package_versions(),
         "git": git_revision(),
@@ -297,7 +298,7 @@ def _require_same(cells: Iterable[Cell]) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return str(error) if isinstance(error, UserError) else " ".join(f"{type(error).__name__}: {error}".split())
+    return str(error) if isinstance(error, UserError) else one_line(error)
 
 
 def _time(seconds: float) -> str:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_st
 from copy import deepcopy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import datasets
 import numpy as np
 from loguru import logger
 
-from vlmkit.errors import ConfigError, UserError
+from vlmkit.errors import ConfigError, UserError, one_line
 from vlmkit.evaluation.answering import Answered, Request
 from vlmkit.evaluation.cells import Metric, Order
 from vlmkit.evaluation.judges import find_judge, why_not_asked
@@ -59,7 +59,7 @@ class Result:
     guesses: int  # documents for which the task's code drew an answer, as it found none
 
 
-@dataclass(slots=True)
+@dataclass
 class LmmsTask:
     """A task of lmms-eval, with its data."""
 
@@ -67,7 +67,7 @@ class LmmsTask:
     task: ConfigurableTask
     _instances: list[Instance] = field(default_factory=list)  # one for each request
 
-    @property
+    @cached_property
     def config_hash(self) -> str:
         """16 hex digits that change with the task's settings and with the code of the functions that it names."""
         settings = {name: _source(value) for name, value in vars(self.task.config).items()}
@@ -75,7 +75,7 @@ class LmmsTask:
             settings.pop(name, None)
         return _digest(json.dumps(settings, sort_keys=True, default=_source))
 
-    @property
+    @cached_property
     def data_hash(self) -> str:
         """16 hex digits that change with the documents and their order; pictures and sounds are left out."""
         documents = self.task.eval_docs_no_media
@@ -420,5 +420,5 @@ def _digest(*texts: str) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
+    """Not more than can be read: lmms-eval's and datasets' messages may hold whole documents."""
+    return one_line(error).removesuffix(":")[:300]

@@ -17,6 +17,7 @@ import torch
 
 from vlmkit.config import EvalsConfig, EvalsWhere, as_override
 from vlmkit.distributed import Ranks
+from vlmkit.errors import one_line
 from vlmkit.evaluation.cells import Cell, CellState, read_cell
 from vlmkit.interrupt import StopSignal
 from vlmkit.paths import whole_file
@@ -88,7 +89,7 @@ class InlineWorkers:
         except Exception as error:  # a second model that finds no room beside the first, for one
             if self._ranks.world_size > 1:
                 raise
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = one_line(error)
             self._screen.say(f"warning: {cells[0].folder.parent.name} is not evaluated now: {reason}")
 
     def poll(self) -> list[Cell]:
