@@ -17,15 +17,15 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_type_hints
+from typing import Any, Self
 
 from vlmkit.config import EvalSuiteConfig
 from vlmkit.errors import UserError
 from vlmkit.evaluation.samples import read_samples
+from vlmkit.evaluation.typed import typed
 from vlmkit.paths import RunPaths, first_free, held_lock, is_locked, whole_file
 from vlmkit.pretrained.files import file_stamps, find_folder, fingerprint
 
-T = TypeVar("T")
 CELL_FILE = "cell.json"
 CHECKPOINT_FILE = ".checkpoint.json"  # in the folder of the cells: which checkpoint they are to be of
 FORMAT = 1  # goes up when an older cell.json means something else
@@ -224,23 +224,20 @@ def read_cell(folder: Path) -> Cell | None:
         if said["format"] != FORMAT:
             return None
         metrics = {
-            name: _typed(Metric, metric | {"aggregation": metric["aggregation"] and Aggregation(metric["aggregation"])})
+            name: typed(
+                Metric, **metric | {"aggregation": metric["aggregation"] and Aggregation(metric["aggregation"])}
+            )
             for name, metric in said["metrics"].items()
         }
-        order, state = _typed(Order, said["order"]), CellState(said["state"])
+        order, state = typed(Order, **said["order"]), CellState(said["state"])
         rest = {name: said[name] for name in ("reason", "requests", "errors", "provenance")}
-        return _typed(Cell, {"folder": folder, "order": order, "state": state, "metrics": metrics, **rest})
+        return typed(Cell, folder=folder, order=order, state=state, metrics=metrics, **rest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _typed(cls: type[T], values: dict[str, Any]) -> T:
-    """An instance of a dataclass; TypeError if a value is not of its field's type: a foreign file may hold anything."""
-    for name, hint in get_type_hints(cls).items():
-        wanted: Any = {float: (float, int), dict[str, Any]: dict, dict[str, Metric]: dict}.get(hint, hint)
-        if not isinstance(values[name], wanted):
-            raise TypeError(f"{name} is no {wanted}")
-    return cls(**values)
+def _read_metric(said: dict[str, Any]) -> Metric:
+    return typed(Metric, **said | {"aggregation": said["aggregation"] and Aggregation(said["aggregation"])})
 
 
 def read_cells(folder: Path) -> list[Cell]:

@@ -10,12 +10,11 @@ import re
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar
+from typing import Any
 
+from vlmkit.evaluation.typed import checked, typed
 from vlmkit.paths import first_free, whole_file
 
-T = TypeVar("T")
 Numbers = dict[str, float]
 IMPORTED = "imported"  # where the file says what comes from files of the reference
 STEP_FILE = re.compile(r"step_(\d+)(_.+)?\.json")  # as the reference names its files, those of single tasks too
@@ -96,18 +95,19 @@ def read_merged(path: Path) -> Merged | None:
     """
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-        provenance = dict(_require(said.get("provenance", {}), dict))
-        imported = _of_type(provenance.pop(IMPORTED, {}), str)
+        provenance = dict(checked(said.get("provenance", {}), dict, "provenance"))
+        imported = checked(provenance.pop(IMPORTED, {}), dict[str, str], IMPORTED)
         results = finite_numbers(said["results"])
-        sources = {task: _read_source(source) for task, source in provenance.items()}
+        sources = {task: typed(Source, **source) for task, source in provenance.items()}
         of_cells = {key for source in sources.values() for key in source.results}
-        return Merged(
+        return typed(
+            Merged,
             path=path,
-            step=_require(said["global_step"], int, NoneType),
+            step=said["global_step"],
             results=results,
             stderr=finite_numbers(said.get("stderr", {})),
-            n=_of_type(said.get("n", {}), int),
-            missing=_of_type(said.get("why_missing", {}), str),
+            n=said.get("n", {}),
+            missing=said.get("why_missing", {}),
             sources=sources,
             imported={key: imported.get(key, path.name) for key in results if key not in of_cells},
             superseded={name: finite_numbers(former) for name, former in said.get("superseded", {}).items()},
@@ -123,36 +123,3 @@ def finite_numbers(values: dict[str, Any]) -> Numbers:
         for key, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     }
-
-
-def _read_source(said: dict[str, Any]) -> Source:
-    """A source as the file has it.
-
-    Raises:
-        TypeError: It is none.
-    """
-    source = Source(**said)
-    for result in _require(source.results, list):
-        _require(result, str)
-    _require(source.limit, int, NoneType)
-    for text in (source.key, source.checkpoint, source.fingerprint):
-        _require(text, str)
-    _require(source.errors, int)
-    _require(source.made_with, dict)
-    _require(source.cell_is_gone, bool)
-    return source
-
-
-def _of_type(values: dict[str, Any], kind: type[T]) -> dict[str, T]:
-    return {key: _require(value, kind) for key, value in values.items()}
-
-
-def _require(value: Any, *kinds: type) -> Any:
-    """The value, if it is of one of these types.
-
-    Raises:
-        TypeError: It is not.
-    """
-    if not isinstance(value, kinds):
-        raise TypeError(f"{value!r} is none of {kinds}")
-    return value
