@@ -114,7 +114,7 @@ def step_metrics_in_wandb(run: Path) -> dict[str, str]:
 
     [path] = offline_files(run)
     metrics = [record.metric for record in map(Record.FromString, read_records(path)) if record.HasField("metric")]
-    return {metric.name: metric.step_metric for metric in metrics if metric.name}
+    return {metric.name or metric.glob_name: metric.step_metric for metric in metrics}
 
 
 def without_nan(rows: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -220,7 +220,7 @@ def test_evaluations_have_their_own_axis_and_take_no_training_row_along(tmp_path
     assert read_results(tmp_path / "metrics.jsonl")[1]["lmms_eval/easyvqa_exact_match"] == 0.75
     axes = step_metrics_in_wandb(tmp_path)
     assert {axes[key] for _, row in late for key in row} == {EVAL_STEP_KEY}
-    assert axes.get("batch_loss", "global_step") == "global_step"  # newer versions of wandb do not write it out
+    assert axes.get("batch_loss", axes["*"]) == "global_step"  # newer versions of wandb do not write it out
 
 
 def test_results_outlive_a_resume_and_a_torn_end_is_no_obstacle(tmp_path: Path) -> None:
