@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "vlmkit"
 # Each may import those above it and its own kind. A module that is not named here belongs to its folder.
 LAYERS = [
     {"errors", "paths", "redact"},
-    {"config"},
+    {"config", "launched", "jobs"},
     {"types", "local_files", "special_tokens"},
     {"pretrained"},
     {"processing", "distributed", "run_directory"},

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vlmkit.errors import ConfigError
 from vlmkit.paths import config_dir
+from vlmkit.redact import SECRET_NAME
 
 Group = TypeVar("Group")
 
@@ -549,6 +550,76 @@ class LoggerConfig:
     entity: str | None = None  # wandb user or team; null: the account's default
 
 
+# ---- jobs ----------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True)
+class JobConfig:
+    """What a job asks of SLURM; null: what the option of ``cluster`` says."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None  # features that its nodes must have, as in a100|h100
+    time_min: int | None = None  # until SLURM ends it; it saves and is queued again shortly before
+    nodes: int | None = None
+    tasks_per_node: int | None = None  # processes of a run on each node: as many as it uses GPUs there
+    gpus_per_node: int | None = None
+    cpus_per_task: int | None = None
+    mem_gb: float | None = None  # on each node
+    signal_delay_s: int | None = None  # how long before its end a job is told; saving must fit into it
+    max_requeues: int | None = None  # how often a job is queued again, whatever ended it
+    mail_user: str | None = None
+    mail_type: str | None = None  # as in END,FAIL
+    setup: list[str] | None = None  # lines of shell before it begins, as in "module load cuda"
+    environment: dict[str, str] | None = None  # variables for it; no secrets: they would be in files
+    additional_parameters: dict[str, Any] | None = None  # other options of sbatch, as in {exclude: n7}; true: no value
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        self._check("job")
+
+    def _check(self, group: str) -> None:
+        counts = ("time_min", "nodes", "tasks_per_node", "cpus_per_task", "mem_gb", "signal_delay_s")
+        require_positive(group, self, *counts)
+        for name in ("gpus_per_node", "max_requeues"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"{group}.{name}", value, "0 or more")
+        for name in self.environment or {}:
+            key = f"{group}.environment.{name}"
+            require(re.fullmatch(r"[A-Za-z_]\w*", name) is not None, key, "…", "a variable's name")
+            require(SECRET_NAME.search(name) is None, key, "…", "set where you submit: a job gets those variables too")
+        for name in self.additional_parameters or {}:
+            key = f"{group}.additional_parameters.{name}"
+            require(
+                re.fullmatch(r"[a-z][a-z0-9_-]*", name) is not None, key, "…", "an option of sbatch, without dashes"
+            )
+
+    def on(self, cluster: "JobConfig") -> "JobConfig":
+        """The same job on a cluster: what this leaves open is the cluster's; variables and options add up."""
+        values = {
+            each.name: getattr(cluster, each.name) if (own := getattr(self, each.name)) is None else own
+            for each in fields(JobConfig)
+        }
+        for name in ("environment", "additional_parameters"):
+            values[name] = (getattr(cluster, name) or {}) | (getattr(self, name) or {})
+        return JobConfig(**values)
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig(JobConfig):
+    """A site: what every job there asks for, unless the launcher or evals says otherwise; null: SLURM's own default."""
+
+    nodes: int | None = 1
+    tasks_per_node: int | None = 1
+    signal_delay_s: int | None = 120
+    max_requeues: int | None = 5
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        self._check("cluster")
+
+
 # ---- evaluation ----------------------------------------------------------------------------------------
 
 
@@ -591,6 +662,7 @@ class EvalsWhere(Enum):
     none = "none"
     inline = "inline"  # by the run's own processes, which train on afterwards
     local = "local"  # by other processes on this machine, while training goes on
+    slurm = "slurm"  # by jobs, one for each task of a checkpoint
 
 
 @dataclass(kw_only=True, slots=True)
@@ -610,10 +682,13 @@ class EvalsConfig:
     schedule: list[EvalPhase] = field(default_factory=lambda: [EvalPhase()])  # a phase lasts until the next begins
     workers: int = 1  # processes that evaluate at the same time, for where=local
     gpus: list[int] | None = None  # numbers of GPUs for these processes, one each, in turn; null: what the run sees
+    job: JobConfig = field(default_factory=JobConfig)  # what each job asks for, for where=slurm
+    parallelism: int = 16  # jobs that run at the same time
+    submitter: str = "vlmkit_launchers.submit_cells"  # Python module that hands cells over as jobs
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require_positive("evals", self, "workers")
+        require_positive("evals", self, "workers", "parallelism")
         starts = [phase.from_step for phase in self.schedule]
         require(starts == sorted(set(starts)), "evals.schedule", starts, "phases with rising from_step")
         for number, phase in enumerate(self.schedule):
@@ -645,6 +720,7 @@ class TrainConfig:
     logger: LoggerConfig = MISSING
     eval_suite: EvalSuiteConfig = MISSING
     evals: EvalsConfig = MISSING
+    cluster: ClusterConfig = MISSING
 
     def __post_init__(self) -> None:
         """Check the groups against each other."""
@@ -842,4 +918,5 @@ SCHEMAS: dict[str, tuple[str | None, type[Any]]] = {
     "logger_schema": ("logger", LoggerConfig),
     "eval_suite_schema": ("eval_suite", EvalSuiteConfig),
     "evals_schema": ("evals", EvalsConfig),
+    "cluster_schema": ("cluster", ClusterConfig),
 }

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlmkit.config import Precision, Sharding, TrainerConfig
 from vlmkit.errors import ConfigError
+from vlmkit.launched import started_processes
 
 T = TypeVar("T")
 
@@ -182,8 +183,7 @@ def _check_world_size(asked: int | None, got: int) -> None:
     """Refuse to train alone what was meant for several processes."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise ConfigError(f"trainer.sharding: accelerate is told to shard; use trainer.sharding={Sharding.fsdp2.value}")
-    # What torchrun and srun tell each of their processes.
-    started = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+    started = started_processes()
     if started > 1 and started != got:
         raise ConfigError(
             f"{started} processes were started, but each trains alone: srun must set RANK, WORLD_SIZE, LOCAL_RANK, "

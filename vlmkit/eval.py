@@ -25,6 +25,7 @@ from vlmkit.evaluation.cells import Cell, CellState, read_cell
 from vlmkit.evaluation.delivery import deliver_late
 from vlmkit.evaluation.merge import merge_subject
 from vlmkit.evaluation.subjects import done_cells, find_subjects, plan_cells
+from vlmkit.launched import started_processes
 from vlmkit.paths import RunPaths
 from vlmkit.preflight import check_evaluation
 from vlmkit.tracking.console import Screen
@@ -42,8 +43,7 @@ def evaluate(config: EvalConfig) -> list[Cell]:
     """
     subjects = find_subjects(config)
     # Several processes look together: one by one they could see different things.
-    alone = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1) == 1
-    if alone and (done := done_cells(config, subjects)):
+    if started_processes() == 1 and (done := done_cells(config, subjects)):
         screen = Screen()
         screen.say("all is done: force=true would do it again")
         _show(done, screen)

@@ -25,6 +25,7 @@ NOT_IDENTITY = (
     "logger",
     "evals",
     "eval_suite",
+    "cluster",
     "trainer.stats_log_interval",
     "trainer.final_test",
     "dataset.num_workers",

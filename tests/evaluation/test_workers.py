@@ -16,8 +16,9 @@ from vlmkit.config import EvalsConfig, EvalsWhere
 from vlmkit.distributed import Ranks
 from vlmkit.evaluation.cells import Cell, CellState, read_cell
 from vlmkit.evaluation.runner import CellRunner
-from vlmkit.evaluation.workers import LocalWorkers, build_workers, own_environment, undisturbed
+from vlmkit.evaluation.workers import LocalWorkers, build_workers, undisturbed
 from vlmkit.interrupt import StopSignal
+from vlmkit.launched import own_environment
 from vlmkit.paths import RunPaths
 from vlmkit.tracking.console import Screen
 

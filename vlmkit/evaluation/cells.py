@@ -223,12 +223,7 @@ def read_cell(folder: Path) -> Cell | None:
         said = json.loads((folder / CELL_FILE).read_text())
         if said["format"] != FORMAT:
             return None
-        metrics = {
-            name: typed(
-                Metric, **metric | {"aggregation": metric["aggregation"] and Aggregation(metric["aggregation"])}
-            )
-            for name, metric in said["metrics"].items()
-        }
+        metrics = {name: _read_metric(metric) for name, metric in said["metrics"].items()}
         order, state = typed(Order, **said["order"]), CellState(said["state"])
         rest = {name: said[name] for name in ("reason", "requests", "errors", "provenance")}
         return typed(Cell, folder=folder, order=order, state=state, metrics=metrics, **rest)

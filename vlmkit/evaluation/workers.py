@@ -5,7 +5,7 @@ import random
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +20,13 @@ from vlmkit.distributed import Ranks
 from vlmkit.errors import one_line
 from vlmkit.evaluation.cells import Cell, CellState, read_cell
 from vlmkit.interrupt import StopSignal
+from vlmkit.launched import own_environment
 from vlmkit.paths import whole_file
 from vlmkit.redact import redact
 from vlmkit.tracking.console import Screen
 
 Say = Callable[[str], None]
 
-# What a launcher tells the processes of a run about each other (torchrun, accelerate, srun, mpirun), and what
-# vlmkit's own start sets: a process that is started from one of them is none of them.
-OF_THE_RUN = (
-    *("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
-    *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE", "HYDRA_FULL_ERROR"),
-)
-PREFIXES_OF_THE_RUN = ("TORCHELASTIC_", "ACCELERATE_", "FSDP_", "SLURM_STEP_", "PMI_", "PMIX_", "OMPI_", "MV2_")
-NOT_OF_THE_RUN = ("ACCELERATE_USE_CPU",)  # which device: that is the user's wish
 EVAL_COMMAND = (sys.executable, "-m", "vlmkit.eval")
 SECONDS_TO_LEAVE = 10.0  # for a process that was asked to end: after its batch, or else at once
 
@@ -201,15 +194,6 @@ def undisturbed(device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-def own_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what makes a process one of the run's."""
-    return {
-        name: value
-        for name, value in environment.items()
-        if name in NOT_OF_THE_RUN or not (name in OF_THE_RUN or name.startswith(PREFIXES_OF_THE_RUN))
-    }
 
 
 def free_log(folder: Path) -> Path:

@@ -1,0 +1,108 @@
+"""Tasks become SLURM jobs, through submitit."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmkit.config import JobConfig
+from vlmkit.errors import UserError
+from vlmkit.launched import submission_environment
+from vlmkit_launchers.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A job that SLURM took."""
+
+    job_id: str  # as 12, or 12_3 in an array
+    log: Path  # of its first task; those of the others lie beside it
+
+
+def submit(
+    tasks: Sequence[Task],
+    job: JobConfig,
+    folder: Path,
+    name: str,
+    parallelism: int | None = None,
+    dependency: str | None = None,
+) -> list[Submitted]:
+    """Hand tasks over as one job, or as an array if there are several. None of a job that this may be part of counts.
+
+    Args:
+        tasks: What each job runs.
+        job: What each asks for, with nothing left open (``JobConfig.on``).
+        folder: For logs and what jobs are started from; on a disk that all nodes see.
+        name: As squeue shows it.
+        parallelism: How many of the array may run at the same time; None: as many as there is place for.
+        dependency: What must come first, as in afterany:12. A job whose dependency cannot come is cancelled.
+
+    Raises:
+        UserError: SLURM did not take them; the message is its own.
+    """
+    from submitit.core.utils import FailedJobError, FailedSubmissionError  # 0.2 s
+    from submitit.slurm.slurm import SlurmExecutor
+
+    try:
+        with _environment_of_a_submission():
+            executor = SlurmExecutor(folder)
+            executor.update_parameters(**_parameters(job, name, parallelism or len(tasks), dependency))
+            with executor.batch():
+                jobs = [executor.submit(task) for task in tasks]
+    except (OSError, RuntimeError, FailedJobError, FailedSubmissionError) as error:
+        raise UserError(f"SLURM did not take {name}: {_reason(error)}") from error
+    return [Submitted(each.job_id, each.paths.stdout) for each in jobs]
+
+
+def _parameters(job: JobConfig, name: str, parallelism: int, dependency: str | None) -> dict[str, Any]:
+    """As submitit names them; what is None it leaves to SLURM."""
+    more: dict[str, Any] = {"requeue": True} | (job.additional_parameters or {})
+    if dependency is not None:
+        more["kill-on-invalid-dep"] = "yes"
+    return {
+        "job_name": name,
+        "partition": job.partition,
+        "account": job.account,
+        "qos": job.qos,
+        "constraint": job.constraint,
+        "time": job.time_min,
+        "nodes": job.nodes,
+        "ntasks_per_node": job.tasks_per_node,
+        "gpus_per_node": job.gpus_per_node or None,
+        "cpus_per_task": job.cpus_per_task,
+        "mem": None if job.mem_gb is None else f"{round(job.mem_gb * 1024)}M",
+        "signal_delay_s": job.signal_delay_s,
+        "mail_user": job.mail_user,
+        "mail_type": job.mail_type,
+        "setup": job.setup,
+        "dependency": dependency,
+        "array_parallelism": parallelism,
+        "wckey": None,
+        "stderr_to_stdout": True,
+        "srun_args": ["--kill-on-bad-exit=1"],  # who waits for a process that failed waits for ever
+        "additional_parameters": more,
+    }
+
+
+@contextmanager
+def _environment_of_a_submission() -> Iterator[None]:
+    before = dict(os.environ)
+    try:
+        _become(submission_environment(before))
+        yield
+    finally:
+        _become(before)
+
+
+def _become(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def _reason(error: Exception) -> str:
+    """What sbatch said, which submitit puts at the end of its message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith(("sbatch: error:", "srun: error:"))]
+    return "; ".join(own or lines[-1:] or [type(error).__name__])
