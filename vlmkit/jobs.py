@@ -1,25 +1,27 @@
 """Jobs: how what launchers started is known again. They write it down, ``vlmkit.status`` and ``vlmkit.cancel`` read it.
 
-    FOLDER/job.json             of a run of a sweep: what was handed over, and under which id
-    FOLDER/job_end.json         how it ended, written by the job itself: who was killed has written nothing
-    evals/step_N/.TASK.job.json, .TASK.job_end.json    the same of an evaluation cell
-    SWEEP/manifest.json         all jobs that were launched into a sweep's folder
+    FOLDER/job.json             of a job of a sweep: what was handed over, and under which id
+    FOLDER/job_report.json      what the job said last of itself; who is killed says nothing more
+    FOLDER/.job.lock            held by a pool from when it takes the job until it has ended
+    evals/step_N/.TASK.job.json, .TASK.job_report.json     of the job that answers an evaluation cell
+    SWEEP/manifest.json         all jobs that were launched into the folder of a sweep
 
 Read next: ``launchers/``.
 """
 
 import json
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Self
 
-from vlmkit.paths import whole_file
+from vlmkit.paths import is_locked, whole_file
 
-FORMAT = 1  # goes up when an older job.json means something else
+FORMAT = 1  # goes up when an older file means something else
 SECONDS_FOR_AN_ANSWER = 60.0  # of SLURM's commands, which wait while its controller is away
+MANIFEST = "manifest.json"
 
 
 class Launcher(Enum):
@@ -36,26 +38,29 @@ class JobState(Enum):
     running = "running"
     done = "done"
     failed = "failed"  # it said so itself
-    ended = "ended"  # something ended it: a person, the time limit, the node
+    ended = "ended"  # something else ended it: a person, the time limit, the node, the end of its pool
     unknown = "unknown"  # SLURM does not know it any more, or does not answer
 
 
 @dataclass(frozen=True, slots=True)
 class JobPlace:
-    """The two files about a job: beside what it makes."""
+    """The files about a job: beside what it makes."""
 
     record: Path
-    end: Path
+    report: Path
+    lock: Path
 
     @classmethod
     def of_folder(cls, folder: Path) -> Self:
         """Of a job that has a folder, which nobody puts aside."""
-        return cls(folder / "job.json", folder / "job_end.json")
+        return cls(folder / "job.json", folder / "job_report.json", folder / ".job.lock")
 
     @classmethod
     def of_cell(cls, folder: Path) -> Self:
         """Of one that answers an evaluation cell: beside its folder."""
-        return cls(folder.with_name(f".{folder.name}.job.json"), folder.with_name(f".{folder.name}.job_end.json"))
+        return cls(
+            *(folder.with_name(f".{folder.name}.{name}") for name in ("job.json", "job_report.json", "job.lock"))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,57 +75,126 @@ class Job:
     submitted: float  # seconds since 1970
 
     def write(self, place: JobPlace) -> None:
-        """Write it down; how an earlier one ended is no news any more."""
-        place.end.unlink(missing_ok=True)
-        write_json(place.record, asdict(self) | {"launcher": self.launcher.value, "format": FORMAT})
+        """Write it down; what an earlier one reported counts no more, as that has another id."""
+        _write_json(place.record, _plain(self))
 
 
 @dataclass(frozen=True, slots=True)
-class JobEnd:
-    """How a job ended, as it says itself."""
+class JobReport:
+    """What a job said last of itself."""
 
     job_id: str
-    state: JobState  # done, failed, or waiting if it was queued again
+    state: JobState  # not ended, not unknown
     reason: str  # in one line
     config: str | None  # digest of the config that it was started with
-    ended: float  # seconds since 1970
+    time: float  # seconds since 1970
 
     def write(self, place: JobPlace) -> None:
         """Write it down."""
-        write_json(place.end, asdict(self) | {"state": self.state.value, "format": FORMAT})
+        _write_json(place.report, _plain(self))
+
+
+@dataclass(frozen=True, slots=True)
+class SweepJob:
+    """A job of a sweep, as its manifest has it."""
+
+    overrides: list[str]
+    job: Job
 
 
 def read_job(place: JobPlace) -> Job | None:
     """What was handed over; None if nothing was, or it cannot be read."""
-    said = read_json(place.record)
     try:
-        return Job(**said | {"launcher": Launcher(said["launcher"])}) if said else None
-    except (KeyError, TypeError, ValueError):
+        return _job(_read_json(place.record))
+    except (OSError, KeyError, TypeError, ValueError):
         return None
 
 
-def read_end(place: JobPlace) -> JobEnd | None:
-    """How the job of a place ended; None if it has not, or nothing could be written."""
-    said = read_json(place.end)
+def read_report(place: JobPlace) -> JobReport | None:
+    """What the job of a place said last; None if it has said nothing, or it cannot be read."""
     try:
-        return JobEnd(**said | {"state": JobState(said["state"])}) if said else None
-    except (KeyError, TypeError, ValueError):
+        said = _read_json(place.report)
+        return JobReport(**said | {"state": JobState(said["state"])})
+    except (OSError, KeyError, TypeError, ValueError):
         return None
 
 
-def write_json(path: Path, said: dict[str, Any]) -> None:
-    """Write a small file whole."""
+def write_manifest(sweep: Path, jobs: Sequence[SweepJob]) -> None:
+    """Write down all jobs of a sweep's folder."""
+    rows = [{"overrides": each.overrides, **_plain(each.job)} for each in jobs]
+    _write_json(sweep / MANIFEST, {"jobs": rows})
+
+
+def read_manifest(sweep: Path) -> list[SweepJob]:
+    """All jobs that were launched into a sweep's folder, in order; none if there is no manifest.
+
+    Raises:
+        ValueError: There is one, and it cannot be read.
+    """
+    try:
+        rows = _read_json(sweep / MANIFEST)["jobs"]
+        return [SweepJob(row.pop("overrides"), _job(row)) for row in rows]
+    except FileNotFoundError:
+        return []
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{sweep / MANIFEST}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _plain(record: Job | JobReport) -> dict[str, Any]:
+    return {name: value.value if isinstance(value, Enum) else value for name, value in asdict(record).items()}
+
+
+def _job(said: Mapping[str, Any]) -> Job:
+    return Job(**{**said, "launcher": Launcher(said["launcher"])})
+
+
+def _write_json(path: Path, said: dict[str, Any]) -> None:
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(said | {"format": FORMAT}, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """An object of this version's format, without the format; None if there is none."""
-    try:
-        said = json.loads(path.read_text())
-        return said if said.pop("format") == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+def _read_json(path: Path) -> dict[str, Any]:
+    """Raises KeyError if it is of another format."""
+    said = json.loads(path.read_text())
+    if said.pop("format") != FORMAT:
+        raise KeyError("format")
+    return said
+
+
+# ---- how jobs stand ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class JobStanding:
+    """A job, and how far it is."""
+
+    job: Job
+    state: JobState
+    reason: str  # why, in one line, if there is more to say; SLURM's own word for what it ended
+    report: JobReport | None  # of this job, not of an earlier one
+
+
+def stand(places: Iterable[JobPlace]) -> dict[JobPlace, JobStanding]:
+    """How the jobs of some places stand; places without a job are left out. SLURM is asked once for all."""
+    jobs = {place: job for place in places if (job := read_job(place))}
+    slurm = slurm_states(job.job_id for job in jobs.values() if job.launcher is Launcher.slurm)
+    return {place: _stand(place, job, slurm) for place, job in jobs.items()}
+
+
+def _stand(place: JobPlace, job: Job, slurm: Mapping[str, "SlurmState"]) -> JobStanding:
+    report = read_report(place)
+    if report is not None and report.job_id != job.job_id:
+        report = None
+    said, reason = (report.state, report.reason) if report else (JobState.waiting, "")
+    is_final = said in (JobState.done, JobState.failed)
+    if job.launcher is Launcher.slurm:
+        now = slurm[job.job_id]
+        if now.state is JobState.unknown:
+            return JobStanding(job, said if is_final else JobState.unknown, reason, report)
+        return JobStanding(job, now.state, reason if now.state is said else now.word, report)
+    if is_final or is_locked(place.lock):
+        return JobStanding(job, said, reason, report)
+    return JobStanding(job, JobState.ended, "the pool that it was of has ended", report)
 
 
 # ---- what SLURM says -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from vlmkit.jobs import JobEnd, JobPlace, JobState, read_job
+from vlmkit.jobs import JobPlace, JobReport, JobState, read_job
 from vlmkit.redact import redact
 
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)  # time is nearly up; another job needs the place
@@ -33,7 +33,7 @@ class Task:
     """A command to run as a job."""
 
     command: list[str]
-    place: JobPlace  # where it writes how it ended
+    place: JobPlace  # where it reports
     environment: dict[str, str]  # besides the job's
     max_requeues: int
     config: str | None = None  # digest of the config that it is started with
@@ -47,7 +47,7 @@ class Task:
         try:
             self._run()
         except JobError as error:
-            self._write_end(JobState.failed, str(error))
+            self._report(JobState.failed, str(error))
             raise
 
     def _run(self) -> None:
@@ -55,12 +55,14 @@ class Task:
         if restarts > self.max_requeues:
             raise JobError(f"was queued again {restarts} times, more than max_requeues={self.max_requeues}")
         told = f"start {restarts + 1}: {shlex.join(redact(self.command))}"
+        if _is_first():
+            self._report(JobState.running, "")
         print(time.strftime("%Y-%m-%d %H:%M:%S"), told, flush=True)  # noqa: T201
         with _remembered_signals() as received:
             code = _as_shells_do(subprocess.call(self.command, env=dict(os.environ) | self.environment | rendezvous()))
         if code in (0, os.EX_TEMPFAIL):
             if _is_first():
-                self._write_end(JobState.done, "" if code == 0 else "left to another process")
+                self._report(JobState.done, "" if code == 0 else "left to another process")
         elif received and code in [128 + number for number in STOP_SIGNALS]:
             if _is_first():  # when it has left, what all processes had to save is saved
                 self._queue_again(restarts, received[0])
@@ -75,11 +77,11 @@ class Task:
             return
         if restarts == self.max_requeues:
             raise JobError(f"stopped by {received.name}, and max_requeues={restarts} are used up")
-        self._write_end(JobState.waiting, f"stopped by {received.name}, queued again")
+        self._report(JobState.waiting, f"stopped by {received.name}, queued again")
         subprocess.run(["scontrol", "requeue", job], check=True)
 
-    def _write_end(self, state: JobState, reason: str) -> None:
-        JobEnd(job_id(), state, redact(reason), self.config, time.time()).write(self.place)
+    def _report(self, state: JobState, reason: str) -> None:
+        JobReport(job_id(), state, redact(reason), self.config, time.time()).write(self.place)
 
 
 def job_id() -> str:
