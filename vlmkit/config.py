@@ -620,6 +620,40 @@ class ClusterConfig(JobConfig):
         self._check("cluster")
 
 
+# ---- sweeps --------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True)
+class SlurmLauncherConfig(JobConfig):
+    """How SLURM gets the jobs of a sweep, as one array; what each asks for where it differs from ``cluster``."""
+
+    _target_: str = "hydra_plugins.vlmkit_plugin.SlurmLauncher"
+    array_parallelism: int | None = None  # jobs that run at the same time; null: as many as there is place for
+    dependency: str | None = None  # what must come first, as in afterok:12
+    detach: bool = False  # return when SLURM has the jobs; false: when they have ended
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        self._check("hydra.launcher")
+        require_positive("hydra.launcher", self, "array_parallelism")
+
+
+@dataclass(kw_only=True, slots=True)
+class LocalLauncherConfig:
+    """How many jobs of a sweep run at the same time on this machine."""
+
+    _target_: str = "hydra_plugins.vlmkit_plugin.LocalLauncher"
+    processes: int = 1
+    gpus: list[int] | None = None  # numbers of GPUs for these processes, one each, in turn; null: what this one sees
+    detach: bool = False  # return at once, the jobs go on in the background; false: when they have ended
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_positive("hydra.launcher", self, "processes")
+        numbers = self.gpus is None or (bool(self.gpus) and min(self.gpus) >= 0)
+        require(numbers, "hydra.launcher.gpus", self.gpus, "numbers of GPUs, as in [0,1], or null")
+
+
 # ---- evaluation ----------------------------------------------------------------------------------------
 
 
@@ -919,4 +953,6 @@ SCHEMAS: dict[str, tuple[str | None, type[Any]]] = {
     "eval_suite_schema": ("eval_suite", EvalSuiteConfig),
     "evals_schema": ("evals", EvalsConfig),
     "cluster_schema": ("cluster", ClusterConfig),
+    "slurm_launcher_schema": ("hydra/launcher", SlurmLauncherConfig),
+    "local_launcher_schema": ("hydra/launcher", LocalLauncherConfig),
 }

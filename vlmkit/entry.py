@@ -28,6 +28,7 @@ from vlmkit.errors import ConfigError, UserError, is_full_disk
 from vlmkit.paths import config_dir
 from vlmkit.pretrained.configs import check_agreement, flat_items, read_checkpoint
 from vlmkit.redact import redact
+from vlmkit.run_directory import sweep_subdir
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 FREE_KEYS = {"dataset.parts": "{dataset: easyvqa, weight: 1}"}  # whose own keys the user names; an example of a value
@@ -66,8 +67,7 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
     def job(config: DictConfig) -> None:
         try:
             invocation = _invocation()
-            fill_from_checkpoint(config, invocation.overrides)
-            command(OmegaConf.to_object(config), invocation)
+            command(typed_config(config, invocation.overrides), invocation)
         except Exception as error:
             leave(error)  # here, as Hydra adds a line of its own to an error that leaves its job
 
@@ -100,6 +100,21 @@ def quote_paths(*names: str) -> None:
 
 def _is_the_users(error: Exception) -> bool:
     return is_full_disk(error) or isinstance(error, UserError | HydraException | OmegaConfBaseException)
+
+
+def typed_config(config: DictConfig, overrides: Sequence[str]) -> Any:
+    """The dataclass of what Hydra composed for a command, with all values checked.
+
+    Args:
+        config: Without Hydra's own part.
+        overrides: What the command line sets.
+
+    Raises:
+        ConfigError: A value cannot be.
+        OmegaConfBaseException: A value of another type, or none where there must be one.
+    """
+    fill_from_checkpoint(config, overrides)
+    return OmegaConf.to_object(config)
 
 
 def fill_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
@@ -162,23 +177,29 @@ def _unknown_key(key: str, config_name: str) -> str:
 def _valid_keys(group: str, config_name: str) -> list[str]:
     """Fields of a group, of all its variants; of the command's whole config for "" (without what no schema knows)."""
     _, whole = SCHEMAS[f"{config_name}_schema"]
-    of_group = [cls for schema_group, cls in SCHEMAS.values() if schema_group == group.split(".")[0]]
-    classes = of_group if group else [whole]
-    for part in group.split(".")[1:]:
+    groups = {name.replace("/", ".") for name, _ in SCHEMAS.values() if name is not None}
+    top = next((name for name in groups if f"{group}.".startswith(f"{name}.")), "")
+    classes = [cls for name, cls in SCHEMAS.values() if name == top.replace(".", "/")] if group else [whole]
+    for part in filter(None, group.removeprefix(top).split(".")):
         nested = [field.type for cls in classes for field in dataclasses.fields(cls) if field.name == part]
         classes = [cls for cls in nested if isinstance(cls, type) and dataclasses.is_dataclass(cls)]
-    return sorted({field.name for cls in classes for field in dataclasses.fields(cls)})
+    names = {field.name for cls in classes for field in dataclasses.fields(cls)}
+    return sorted(name for name in names if not name.startswith("_"))  # those are Hydra's
 
 
 def register_schemas() -> None:
-    """Make the typed schemas known to Hydra."""
+    """Make the typed schemas, and the function that conf/command.yaml calls, known to Hydra."""
     store = ConfigStore.instance()
     for name, (group, cls) in SCHEMAS.items():
         store.store(name=name, node=cls, group=group, provider="vlmkit")
+    OmegaConf.register_new_resolver("vlmkit.sweep_subdir", sweep_subdir, replace=True)
 
 
 def _invocation() -> Invocation:
     runtime = HydraConfig.get()
+    launcher = [each for each in runtime.overrides.hydra if each.startswith(("hydra/launcher=", "hydra.launcher."))]
+    if launcher and runtime.mode is RunMode.RUN:
+        raise ConfigError(f"{launcher[0]}: is for sweeps: add -m, or leave it out")
     sweep_run_dir = None
     if runtime.mode is RunMode.MULTIRUN:
         sweep_run_dir = Path(runtime.sweep.dir, runtime.sweep.subdir)
