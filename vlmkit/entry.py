@@ -31,7 +31,11 @@ from vlmkit.redact import redact
 from vlmkit.run_directory import sweep_subdir
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-FREE_KEYS = {"dataset.parts": "{dataset: easyvqa, weight: 1}"}  # whose own keys the user names; an example of a value
+FREE_KEYS = {  # whose own keys the user names; an example of a value
+    "dataset.parts": "{dataset: easyvqa, weight: 1}",
+    **dict.fromkeys([f"{job}.environment" for job in ("cluster", "hydra.launcher", "evals.job")], "VALUE"),
+    **dict.fromkeys([f"{job}.additional_parameters" for job in ("cluster", "hydra.launcher", "evals.job")], "VALUE"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
     anything else or if HYDRA_FULL_ERROR=1 is set; with 130 for Ctrl-C.
     """
     register_schemas()
+    register_sweep_subdir()
     if {"-m", "--multirun"} & set(sys.argv) and redact(sys.argv) != sys.argv:
         sys.exit(
             f"error: {' '.join(redact(sys.argv[1:]))}: a sweep names folders after its arguments, a secret must not "
@@ -188,19 +193,33 @@ def _valid_keys(group: str, config_name: str) -> list[str]:
 
 
 def register_schemas() -> None:
-    """Make the typed schemas, and the function that conf/command.yaml calls, known to Hydra."""
+    """Make the typed schemas known to Hydra."""
     store = ConfigStore.instance()
     for name, (group, cls) in SCHEMAS.items():
         store.store(name=name, node=cls, group=group, provider="vlmkit")
-    OmegaConf.register_new_resolver("vlmkit.sweep_subdir", sweep_subdir, replace=True)
+
+
+def register_sweep_subdir() -> None:
+    """Make the function that conf/command.yaml calls known to OmegaConf."""
+
+    def named(*, _root_: DictConfig) -> str:
+        return sweep_subdir(_plain_list(_root_.hydra.overrides.task))
+
+    OmegaConf.register_new_resolver("vlmkit.sweep_subdir", named, replace=True)
 
 
 def _invocation() -> Invocation:
     runtime = HydraConfig.get()
-    launcher = [each for each in runtime.overrides.hydra if each.startswith(("hydra/launcher=", "hydra.launcher."))]
+    of_hydra = _plain_list(runtime.overrides.hydra)
+    launcher = [each for each in of_hydra if each.startswith(("hydra/launcher=", "hydra.launcher."))]
     if launcher and runtime.mode is RunMode.RUN:
         raise ConfigError(f"{launcher[0]}: is for sweeps: add -m, or leave it out")
     sweep_run_dir = None
     if runtime.mode is RunMode.MULTIRUN:
         sweep_run_dir = Path(runtime.sweep.dir, runtime.sweep.subdir)
     return Invocation(dict(runtime.runtime.choices), tuple(runtime.overrides.task), sweep_run_dir)
+
+
+def _plain_list(node: Any) -> list[str]:
+    """As it was written: some texts are interpolations that have no value where they stand."""
+    return OmegaConf.to_container(node, resolve=False)  # type: ignore[return-value]

@@ -93,7 +93,9 @@ class CommandLauncher(Launcher):
         hydra = self._config.hydra
         folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
         flags = [f"--config-dir={folder}" for folder in folders]
-        return [*flags, *(each for each in hydra.overrides.hydra if not each.lstrip("+~").startswith(OWN))]
+        overrides = OmegaConf.to_container(hydra.overrides.hydra, resolve=False)
+        assert isinstance(overrides, list)
+        return [*flags, *(each for each in overrides if not each.lstrip("+~").startswith(OWN))]
 
 
 class SlurmLauncher(CommandLauncher):

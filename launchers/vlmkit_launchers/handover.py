@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -54,6 +55,9 @@ class Starter(Protocol):
     def interrupt(self, sweep: Path, screen: Screen) -> bool:
         """After a signal to the waiting command: end the jobs, or say how they go on. True if they have ended."""
 
+    def close(self) -> None:
+        """All have ended."""
+
 
 class SlurmStarter:
     """Hands jobs to SLURM, all at once."""
@@ -72,7 +76,7 @@ class SlurmStarter:
         from vlmkit_launchers.slurm import submit
         from vlmkit_launchers.task import Task
 
-        environment, max_requeues = self._job.environment or {}, self._job.max_requeues or 0
+        environment, max_requeues = self._job.environment, self._job.max_requeues or 0
         tasks = [Task(job.command, job.place, environment, max_requeues, job.config) for job in jobs]
         name = f"vlmkit-{self._sweep.name}"
         taken = submit(tasks, self._job, self._sweep / "logs", name, self._parallelism, self._dependency)
@@ -91,6 +95,9 @@ class SlurmStarter:
         screen.say("the jobs go on in SLURM")
         say_how_to_look(sweep, screen)
         return False
+
+    def close(self) -> None:
+        """Nothing is left."""
 
 
 class LocalStarter:
@@ -124,9 +131,11 @@ class LocalStarter:
         told = [PoolJob(job.number, job.command, str(job.folder), job.config) for job in jobs]
         order = PoolOrder(told, str(logs), self._options.processes, self._options.gpus, self._options.detach)
         assert pool.stdin is not None and pool.stdout is not None
-        pool.stdin.write(json.dumps(asdict(order)) + "\n")
-        pool.stdin.flush()
+        with suppress(BrokenPipeError):  # its log says why
+            pool.stdin.write(json.dumps(asdict(order)) + "\n")
+            pool.stdin.flush()
         if pool.stdout.readline().strip() != READY:
+            self.cancel()
             raise UserError(f"the pool of processes did not start; see {logs / 'pool.log'}")
         job_id = f"{socket.gethostname()}:{pool.pid}"
         return [
@@ -138,7 +147,7 @@ class LocalStarter:
         """End the pool, and with it what it has started."""
         if self._pool is not None:
             self._pool.terminate()
-            self._pool.wait()
+            self.close()
 
     def interrupt(self, sweep: Path, screen: Screen) -> bool:
         """End the jobs, which save first; a second signal ends them at once."""
@@ -151,6 +160,12 @@ class LocalStarter:
                 except Interrupted:
                     self._pool.terminate()
         return True
+
+    def close(self) -> None:
+        """The pool has ended when this returns."""
+        if self._pool is not None:
+            with suppress(BrokenPipeError):
+                self._pool.communicate()
 
 
 def say_how_to_look(sweep: Path, screen: Screen) -> None:

@@ -17,12 +17,13 @@ class Interrupted(SystemExit):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """While this is entered, a signal raises Interrupted."""
+    """While this is entered, a signal raises Interrupted, unless it was ignored before, as under nohup."""
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         raise Interrupted(signal.Signals(number))
 
-    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:

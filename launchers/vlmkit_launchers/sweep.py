@@ -135,6 +135,7 @@ def _wait(jobs: Sequence[PlannedJob], sweep: Path, starter: Starter, screen: Scr
                 watch.look()
                 watch.summarize()
             raise
+    starter.close()
     return watch.summarize()
 
 
