@@ -1,5 +1,6 @@
 """Small commands as the jobs of a sweep."""
 
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vlmkit.jobs import JobPlace, JobState, read_manifest, stand
 from vlmkit_launchers.handover import PlannedJob
 
 # One that is as a run of training is: it says that it has begun, goes on until it is asked to end, saves, and leaves.
@@ -32,13 +34,16 @@ DRIVER = """
 import sys
 from pathlib import Path
 from tests.launchers.commands import planned
-from vlmkit.config import LocalLauncherConfig
-from vlmkit_launchers.handover import LocalStarter
+from vlmkit.config import ClusterConfig, LocalLauncherConfig
+from vlmkit_launchers.handover import LocalStarter, SlurmStarter
 from vlmkit_launchers.sweep import launch
-sweep, processes, detach, *programs = sys.argv[1:]
-options = LocalLauncherConfig(processes=int(processes), detach=detach == "detach")
-starter = LocalStarter(options, Path(sweep))
-sys.exit(0 if launch(planned(Path(sweep), *programs), Path(sweep), starter, options.detach) else 1)
+launcher, at_once, detach, sweep, *programs = sys.argv[1:]
+at_once, detach, sweep = int(at_once), detach == "detach", Path(sweep)
+if launcher == "slurm":
+    starter = SlurmStarter(ClusterConfig(), at_once, None, sweep)
+else:
+    starter = LocalStarter(LocalLauncherConfig(processes=at_once, detach=detach), sweep)
+sys.exit(0 if launch(planned(sweep, *programs), sweep, starter, detach) else 1)
 """
 
 
@@ -54,15 +59,26 @@ def planned(sweep: Path, *programs: str) -> list[PlannedJob]:
     return jobs
 
 
-def start_launch(sweep: Path, *programs: str, processes: int = 1, detach: bool = False) -> "subprocess.Popen[str]":
-    """A command that launches these jobs on this machine, as ``python -m vlmkit.train -m …`` does."""
+def start_launch(
+    sweep: Path, *programs: str, launcher: str = "local", at_once: int = 1, detach: bool = False, **environment: str
+) -> "subprocess.Popen[str]":
+    """A command that launches these jobs, as ``python -m vlmkit.train -m …`` does."""
+    options = [launcher, str(at_once), "detach" if detach else "wait", str(sweep)]
     return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(sweep), str(processes), "detach" if detach else "wait", *programs],
+        [sys.executable, "-c", DRIVER, *options, *programs],
         cwd=Path(__file__).parents[2],
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def states(sweep: Path) -> list[JobState]:
+    """How the jobs in the manifest stand."""
+    places = [JobPlace.of_folder(Path(each.job.folder)) for each in read_manifest(sweep)]
+    standings = stand(places)
+    return [standings[place].state for place in places]
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 30) -> None:

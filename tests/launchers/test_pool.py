@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.launchers.commands import COUNTING, PATIENT, STUBBORN, planned, start_launch, wait_until
+from tests.launchers.commands import COUNTING, PATIENT, STUBBORN, planned, start_launch, states, wait_until
 from vlmkit.config import LocalLauncherConfig
-from vlmkit.jobs import JobPlace, JobState, read_manifest, read_report, stand
+from vlmkit.jobs import JobState, read_manifest, read_report
 from vlmkit_launchers.handover import LocalStarter
 from vlmkit_launchers.sweep import launch
 
@@ -18,13 +18,6 @@ def run_here(sweep: Path, *programs: str, **options: object) -> bool:
     """Launch and wait, in this process."""
     starter = LocalStarter(LocalLauncherConfig(**options), sweep)
     return launch(planned(sweep, *programs), sweep, starter, detach=False)
-
-
-def states(sweep: Path) -> list[JobState]:
-    """How the jobs in the manifest stand."""
-    places = [JobPlace.of_folder(Path(each.job.folder)) for each in read_manifest(sweep)]
-    standings = stand(places)
-    return [standings[place].state for place in places]
 
 
 def pool_of(sweep: Path) -> int:
@@ -144,7 +137,7 @@ def test_a_detached_pool_goes_on_and_others_leave_its_jobs_alone(tmp_path: Path)
 
 
 def test_two_launches_at_once_start_each_job_once(tmp_path: Path) -> None:
-    commands = [start_launch(tmp_path, *[COUNTING] * 4, processes=2) for _ in range(2)]
+    commands = [start_launch(tmp_path, *[COUNTING] * 4, at_once=2) for _ in range(2)]
     for command in commands:
         told, _ = command.communicate(timeout=60)
         assert command.returncode == 0, told
