@@ -40,8 +40,6 @@ class PlannedJob:
 class Starter(Protocol):
     """Starts jobs. Each is used once."""
 
-    pauses_s: tuple[float, float]  # between two looks at jobs that it started: at first, at most
-
     def start(self, jobs: Sequence[PlannedJob]) -> list[Job]:
         """Hand the jobs over; the records of them are the caller's to write.
 
@@ -52,7 +50,7 @@ class Starter(Protocol):
     def cancel(self) -> None:
         """Take all back."""
 
-    def interrupt(self, sweep: Path, screen: Screen) -> bool:
+    def interrupt(self, screen: Screen) -> bool:
         """After a signal to the waiting command: end the jobs, or say how they go on. True if they have ended."""
 
     def close(self) -> None:
@@ -61,8 +59,6 @@ class Starter(Protocol):
 
 class SlurmStarter:
     """Hands jobs to SLURM, all at once."""
-
-    pauses_s = (2.0, 20.0)
 
     def __init__(self, job: JobConfig, parallelism: int | None, dependency: str | None, sweep: Path) -> None:
         self._job = job
@@ -90,10 +86,10 @@ class SlurmStarter:
         """Ask SLURM to forget them."""
         subprocess.run(["scancel", *self._ids], capture_output=True, check=False)
 
-    def interrupt(self, sweep: Path, screen: Screen) -> bool:
+    def interrupt(self, screen: Screen) -> bool:
         """They go on."""
         screen.say("the jobs go on in SLURM")
-        say_how_to_look(sweep, screen)
+        say_how_to_look(self._sweep, screen)
         return False
 
     def close(self) -> None:
@@ -105,8 +101,6 @@ class LocalStarter:
 
     It ends when this process ends, however that happens, unless it is detached.
     """
-
-    pauses_s = (0.2, 1.0)
 
     def __init__(self, options: LocalLauncherConfig, sweep: Path) -> None:
         self._options = options
@@ -149,7 +143,7 @@ class LocalStarter:
             self._pool.terminate()
             self.close()
 
-    def interrupt(self, sweep: Path, screen: Screen) -> bool:
+    def interrupt(self, screen: Screen) -> bool:
         """End the jobs, which save first; a second signal ends them at once."""
         if self._pool is not None:
             screen.say("ending the jobs that run, which save first; Ctrl-C again ends them at once")

@@ -78,7 +78,9 @@ def plan_jobs(composed: Sequence[ComposedJob], sweep: Path, arguments: Sequence[
 def job_command(job: ComposedJob, sweep: Path, arguments: Sequence[str]) -> list[str]:
     """The command for one job: a sweep of this job alone, in Hydra's own process and in the job's directory."""
     return [
-        *(sys.executable, "-m", f"vlmkit.{Path(sys.argv[0]).stem}", "-m", *job.overrides, *arguments),
+        *(sys.executable, "-m", f"vlmkit.{Path(sys.argv[0]).stem}", "-m"),
+        *arguments,  # first, as flags must not stand between overrides
+        *job.overrides,
         *("hydra/launcher=basic", "hydra/sweeper=basic"),
         f"hydra.sweep.dir={as_override(str(sweep))}",
         f"hydra.sweep.subdir={as_override(job.subdir)}",
@@ -122,16 +124,16 @@ def launch(jobs: Sequence[PlannedJob], sweep: Path, starter: Starter, detach: bo
         screen.say(f"jobs:            {sweep / MANIFEST}")
         say_how_to_look(sweep, screen)
         return True
-    return _wait(jobs, sweep, starter, screen)
+    return _wait(jobs, starter, screen)
 
 
-def _wait(jobs: Sequence[PlannedJob], sweep: Path, starter: Starter, screen: Screen) -> bool:
+def _wait(jobs: Sequence[PlannedJob], starter: Starter, screen: Screen) -> bool:
     watch = Watch(jobs, screen)
     with interruptible():
         try:
-            watch.wait(starter.pauses_s)
+            watch.wait()
         except Interrupted:
-            if starter.interrupt(sweep, screen):
+            if starter.interrupt(screen):
                 watch.look()
                 watch.summarize()
             raise

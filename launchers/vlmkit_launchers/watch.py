@@ -12,7 +12,9 @@ from vlmkit_launchers.logs import last_line
 
 ENDED = (JobState.done, JobState.failed, JobState.ended)
 SECONDS_UNKNOWN = 600.0  # after which a job that SLURM does not know is given up
-FASTER = 1.5  # how pauses grow while nothing changes
+SLOWER = 1.5  # how pauses grow while nothing changes
+# Between two looks, after a change and at most. SLURM answers to all users; a pool's jobs are only files.
+PAUSES_S = {Launcher.slurm: (2.0, 20.0), Launcher.local: (0.2, 1.0)}
 
 
 @dataclass(slots=True)
@@ -33,18 +35,16 @@ class Watch:
         self._seen: dict[int, _Seen] = {}
         self._told = time.monotonic()
 
-    def wait(self, pauses_s: tuple[float, float]) -> None:
-        """Return when all have ended.
-
-        Args:
-            pauses_s: Between two looks: after a change, and the longest that they get without one.
-        """
-        pause = pauses_s[0]
+    def wait(self) -> None:
+        """Return when all have ended."""
+        pause = 0.0
         while True:
-            pause = pauses_s[0] if self.look() else min(pause * FASTER, pauses_s[1])
+            has_changed = self.look()
             if not self._open():
                 return
             self._show_progress()
+            shortest, longest = self._pauses_s()
+            pause = shortest if has_changed else min(max(pause * SLOWER, shortest), longest)
             time.sleep(pause)
 
     def look(self) -> bool:
@@ -54,7 +54,9 @@ class Watch:
         changed = False
         for job in open_jobs:
             now = standings.get(job.place)
-            if now is None:  # somebody took its record away
+            if now is None:  # somebody took its record away: nothing more will be known of it
+                self._seen[job.number] = _Seen(JobState.ended, time.monotonic())
+                self._standings.pop(job.number, None)
                 continue
             self._standings[job.number] = now
             seen = self._seen.get(job.number)
@@ -85,6 +87,7 @@ class Watch:
     def _say_why(self, job: PlannedJob) -> None:
         now = self._standings.get(job.number)
         if now is None:
+            self._screen.say(f"{self._names[job.number]}: {job.place.record} is gone")
             return
         has_reason = now.state is JobState.failed and now.report is not None and now.report.reason
         line = now.reason if has_reason else last_line(Path(now.job.log))
@@ -104,6 +107,10 @@ class Watch:
             if line != seen.line:
                 seen.line = line
                 self._screen.say(f"          {self._names[job.number]}: {line}")
+
+    def _pauses_s(self) -> tuple[float, float]:
+        launchers = {self._standings[job.number].job.launcher for job in self._open()}
+        return PAUSES_S[Launcher.slurm if Launcher.slurm in launchers else Launcher.local]
 
     def _open(self) -> list[PlannedJob]:
         return [job for job in self._jobs if not self._has_ended(job)]

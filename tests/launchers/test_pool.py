@@ -167,3 +167,14 @@ def test_a_command_that_cannot_be_started_is_a_failed_job(tmp_path: Path) -> Non
         JobState.failed,
         "cannot be started: [Errno 2] No such file or directory: '/nowhere'",
     )
+
+
+def test_a_job_whose_record_is_taken_away_is_not_waited_for(tmp_path: Path) -> None:
+    command = start_launch(tmp_path, PATIENT)
+    wait_until((tmp_path / "seed=0" / "begun").exists)
+    wait_until(lambda: states(tmp_path) == [JobState.running])
+    (tmp_path / "seed=0" / "job.json").unlink()
+    (tmp_path / "seed=0" / "may_end").touch()
+    told, _ = command.communicate(timeout=30)
+    assert command.returncode == 1
+    assert f"job 0 seed=0 lr=1: {tmp_path}/seed=0/job.json is gone" in told

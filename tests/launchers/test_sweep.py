@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import composed
+from tests.conftest import Run, composed
 from tests.launchers.commands import PATIENT, planned
 from vlmkit import train
 from vlmkit.config import EvalConfig, EvalSuiteConfig, LocalLauncherConfig, as_override
@@ -93,12 +93,22 @@ def test_a_job_is_the_command_with_its_own_overrides_and_directory(
     config = EvalConfig(eval_suite=EvalSuiteConfig(), ckpt="a")
     [job] = plan_jobs([ComposedJob(3, ["ckpt='a,b'"], config, "ckpt='a,b'")], sweep, ["--config-dir=/conf"])
     assert job.command == [
-        *(sys.executable, "-m", "vlmkit.eval", "-m", "ckpt='a,b'", "--config-dir=/conf"),
+        *(sys.executable, "-m", "vlmkit.eval", "-m", "--config-dir=/conf", "ckpt='a,b'"),
         *("hydra/launcher=basic", "hydra/sweeper=basic"),
         f"hydra.sweep.dir={as_override(str(sweep))}",
         "hydra.sweep.subdir='ckpt=\\'a,b\\''",
     ]
     assert job.folder == sweep / "ckpt='a,b'"
+
+
+def test_jobs_know_the_options_in_a_folder_of_the_user_s(vlmkit: Run, tmp_path: Path) -> None:
+    option = tmp_path / "my conf" / "filter" / "mine.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text("defaults:\n  - filter_schema\nrelevance_min_rating: 2\n")
+    done = vlmkit("train", "-m", "--config-dir", "my conf", "filter=mine", "seed=0", "resume=/nowhere")
+    assert done.returncode == 1
+    assert "job 0 filter=mine seed=0 resume=/nowhere: error: resume=/nowhere: must be auto, never, or" in done.stdout
+    assert done.stderr == ""
 
 
 def test_the_same_job_on_another_cluster_is_the_same() -> None:
