@@ -1,11 +1,13 @@
 """Imports point one way, and each foreign library has one home."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "vlmkit"
+LAUNCHERS = PACKAGE.parent / "launchers"
 
 # Each may import those above it and its own kind. A module that is not named here belongs to its folder.
 LAYERS = [
@@ -43,6 +45,12 @@ HOMES = {
     "easy_vqa": {"data/sources.py", "assets/make_tiny_tokenizer.py"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
+OF_LAUNCHERS = sorted(LAUNCHERS.rglob("*.py"))
+HOMES_IN_LAUNCHERS = {
+    "submitit": {"vlmkit_launchers/slurm.py"},
+    "hydra": {"hydra_plugins/vlmkit_plugin.py"},
+    "omegaconf": {"hydra_plugins/vlmkit_plugin.py"},
+}
 
 
 def imports(path: Path) -> set[str]:
@@ -89,6 +97,30 @@ def test_each_foreign_library_has_its_home(library: str, homes: set[str]) -> Non
     assert users <= homes
 
 
+def test_vlmkit_never_imports_launchers() -> None:
+    for path in MODULES:
+        roots = {module.split(".")[0] for module in imports(path)}
+        assert not roots & {"vlmkit_launchers", "hydra_plugins", "submitit"}, path
+
+
+@pytest.mark.parametrize(("library", "homes"), HOMES_IN_LAUNCHERS.items())
+def test_each_foreign_library_of_launchers_has_its_home(library: str, homes: set[str]) -> None:
+    users = {
+        str(path.relative_to(LAUNCHERS))
+        for path in OF_LAUNCHERS
+        if any(module.split(".")[0] == library for module in imports(path))
+    }
+    assert users == homes
+
+
+def test_hydra_imports_nothing_heavy_to_know_the_launchers() -> None:
+    """It does so whenever any of its commands starts."""
+    plugin = ast.parse((LAUNCHERS / "hydra_plugins" / "vlmkit_plugin.py").read_text())
+    at_once = [node for node in plugin.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {getattr(node, "module", None) or node.names[0].name for node in at_once}
+    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names | {"hydra", "omegaconf"}
+
+
 def banned_calls(path: Path) -> set[str]:
     """Calls that run what a file or a repository brings along, or that a shell would read."""
     found = set()
@@ -104,7 +136,7 @@ def banned_calls(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", MODULES + OF_LAUNCHERS, ids=lambda path: str(path.relative_to(PACKAGE.parent)))
 def test_nothing_that_is_loaded_is_run(path: Path) -> None:
     assert not banned_calls(path)
 
@@ -145,6 +177,6 @@ def test_light_modules_import_nothing_heavy() -> None:
 
 def test_every_module_is_on_the_map() -> None:
     text = (PACKAGE.parent / "docs" / "map.md").read_text()
-    for path in MODULES:
+    for path in MODULES + OF_LAUNCHERS:
         if path.stem != "__init__" and "assets" not in path.parts:
             assert path.stem in text, f"{path} is missing on docs/map.md"

@@ -290,6 +290,10 @@ def test_a_sweep_has_a_directory_for_each_run(vlmkit: Run, tmp_path: Path) -> No
     configs = sorted((tmp_path / "sweep").glob("*/config.yaml"))
     ratings = [yaml.safe_load(path.read_text())["filter"]["relevance_min_rating"] for path in configs]
     assert sorted(ratings) == [1, 3]
+    again = vlmkit("train", "-m", "filter.relevance_min_rating=1,3", "hydra.sweep.dir=sweep",
+                   "trainer.max_training_steps=2", *few)  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert "0 of 2 jobs started, 2 done before" in again.stdout
 
 
 def start_train(run: Path, *more: str, limit: int = resource.RLIM_INFINITY) -> subprocess.Popen[str]:

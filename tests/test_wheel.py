@@ -25,6 +25,8 @@ def test_a_wheel_brings_its_configs_and_assets(tmp_path: Path) -> None:
     )
     assert "tokenizer: tiny" in done.stdout, done.stderr
     assert (tmp_path / "site" / "vlmkit" / "conf" / "train.yaml").is_file()
+    assert (tmp_path / "site" / "vlmkit" / "conf" / "hydra" / "launcher" / "slurm.yaml").is_file()
+    assert (tmp_path / "site" / "hydra_plugins" / "vlmkit_plugin.py").is_file()  # where Hydra looks for launchers
     assert (tmp_path / "site" / "vlmkit" / "assets" / "tiny_tokenizer" / "tokenizer.json").is_file()
     assert (tmp_path / "site" / "vlmkit" / "reporting" / "templates" / "inspect.css").is_file()
     tasks = tmp_path / "site" / "vlmkit" / "evaluation" / "lmms_tasks"

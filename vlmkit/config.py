@@ -572,8 +572,10 @@ class JobConfig:
     mail_user: str | None = None
     mail_type: str | None = None  # as in END,FAIL
     setup: list[str] | None = None  # lines of shell before it begins, as in "module load cuda"
-    environment: dict[str, str] | None = None  # variables for it; no secrets: they would be in files
-    additional_parameters: dict[str, Any] | None = None  # other options of sbatch, as in {exclude: n7}; true: no value
+    environment: dict[str, str] = field(default_factory=dict)  # variables for it; no secrets: they would be in files
+    additional_parameters: dict[str, Any] = field(
+        default_factory=dict
+    )  # of sbatch, beyond these; true: without a value
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -585,11 +587,11 @@ class JobConfig:
         for name in ("gpus_per_node", "max_requeues"):
             value = getattr(self, name)
             require(value is None or value >= 0, f"{group}.{name}", value, "0 or more")
-        for name in self.environment or {}:
+        for name in self.environment:
             key = f"{group}.environment.{name}"
             require(re.fullmatch(r"[A-Za-z_]\w*", name) is not None, key, "…", "a variable's name")
             require(SECRET_NAME.search(name) is None, key, "…", "set where you submit: a job gets those variables too")
-        for name in self.additional_parameters or {}:
+        for name in self.additional_parameters:
             key = f"{group}.additional_parameters.{name}"
             require(
                 re.fullmatch(r"[a-z][a-z0-9_-]*", name) is not None, key, "…", "an option of sbatch, without dashes"
@@ -602,7 +604,7 @@ class JobConfig:
             for each in fields(JobConfig)
         }
         for name in ("environment", "additional_parameters"):
-            values[name] = (getattr(cluster, name) or {}) | (getattr(self, name) or {})
+            values[name] = getattr(cluster, name) | getattr(self, name)
         return JobConfig(**values)
 
 
@@ -618,6 +620,40 @@ class ClusterConfig(JobConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         self._check("cluster")
+
+
+# ---- sweeps --------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True)
+class SlurmLauncherConfig(JobConfig):
+    """How SLURM gets the jobs of a sweep, as one array; what each asks for where it differs from ``cluster``."""
+
+    _target_: str = "hydra_plugins.vlmkit_plugin.SlurmLauncher"
+    array_parallelism: int | None = None  # jobs that run at the same time; null: as many as there is place for
+    dependency: str | None = None  # what must come first, as in afterok:12
+    detach: bool = False  # return when SLURM has the jobs; false: when they have ended
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        self._check("hydra.launcher")
+        require_positive("hydra.launcher", self, "array_parallelism")
+
+
+@dataclass(kw_only=True, slots=True)
+class LocalLauncherConfig:
+    """How many jobs of a sweep run at the same time on this machine."""
+
+    _target_: str = "hydra_plugins.vlmkit_plugin.LocalLauncher"
+    processes: int = 1
+    gpus: list[int] | None = None  # numbers of GPUs for these processes, one each, in turn; null: what this one sees
+    detach: bool = False  # return at once, the jobs go on in the background; false: when they have ended
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_positive("hydra.launcher", self, "processes")
+        numbers = self.gpus is None or (bool(self.gpus) and min(self.gpus) >= 0)
+        require(numbers, "hydra.launcher.gpus", self.gpus, "numbers of GPUs, as in [0,1], or null")
 
 
 # ---- evaluation ----------------------------------------------------------------------------------------
@@ -919,4 +955,6 @@ SCHEMAS: dict[str, tuple[str | None, type[Any]]] = {
     "eval_suite_schema": ("eval_suite", EvalSuiteConfig),
     "evals_schema": ("evals", EvalsConfig),
     "cluster_schema": ("cluster", ClusterConfig),
+    "slurm_launcher_schema": ("hydra/launcher", SlurmLauncherConfig),
+    "local_launcher_schema": ("hydra/launcher", LocalLauncherConfig),
 }

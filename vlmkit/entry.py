@@ -28,9 +28,14 @@ from vlmkit.errors import ConfigError, UserError, is_full_disk
 from vlmkit.paths import config_dir
 from vlmkit.pretrained.configs import check_agreement, flat_items, read_checkpoint
 from vlmkit.redact import redact
+from vlmkit.run_directory import sweep_subdir
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-FREE_KEYS = {"dataset.parts": "{dataset: easyvqa, weight: 1}"}  # whose own keys the user names; an example of a value
+FREE_KEYS = {  # whose own keys the user names; an example of a value
+    "dataset.parts": "{dataset: easyvqa, weight: 1}",
+    **dict.fromkeys([f"{job}.environment" for job in ("cluster", "hydra.launcher", "evals.job")], "VALUE"),
+    **dict.fromkeys([f"{job}.additional_parameters" for job in ("cluster", "hydra.launcher", "evals.job")], "VALUE"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
     anything else or if HYDRA_FULL_ERROR=1 is set; with 130 for Ctrl-C.
     """
     register_schemas()
+    register_sweep_subdir()
     if {"-m", "--multirun"} & set(sys.argv) and redact(sys.argv) != sys.argv:
         sys.exit(
             f"error: {' '.join(redact(sys.argv[1:]))}: a sweep names folders after its arguments, a secret must not "
@@ -66,8 +72,7 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
     def job(config: DictConfig) -> None:
         try:
             invocation = _invocation()
-            fill_from_checkpoint(config, invocation.overrides)
-            command(OmegaConf.to_object(config), invocation)
+            command(typed_config(config, invocation.overrides), invocation)
         except Exception as error:
             leave(error)  # here, as Hydra adds a line of its own to an error that leaves its job
 
@@ -100,6 +105,21 @@ def quote_paths(*names: str) -> None:
 
 def _is_the_users(error: Exception) -> bool:
     return is_full_disk(error) or isinstance(error, UserError | HydraException | OmegaConfBaseException)
+
+
+def typed_config(config: DictConfig, overrides: Sequence[str]) -> Any:
+    """The dataclass of what Hydra composed for a command, with all values checked.
+
+    Args:
+        config: Without Hydra's own part.
+        overrides: What the command line sets.
+
+    Raises:
+        ConfigError: A value cannot be.
+        OmegaConfBaseException: A value of another type, or none where there must be one.
+    """
+    fill_from_checkpoint(config, overrides)
+    return OmegaConf.to_object(config)
 
 
 def fill_from_checkpoint(config: DictConfig, overrides: Sequence[str]) -> None:
@@ -162,12 +182,14 @@ def _unknown_key(key: str, config_name: str) -> str:
 def _valid_keys(group: str, config_name: str) -> list[str]:
     """Fields of a group, of all its variants; of the command's whole config for "" (without what no schema knows)."""
     _, whole = SCHEMAS[f"{config_name}_schema"]
-    of_group = [cls for schema_group, cls in SCHEMAS.values() if schema_group == group.split(".")[0]]
-    classes = of_group if group else [whole]
-    for part in group.split(".")[1:]:
+    groups = {name.replace("/", ".") for name, _ in SCHEMAS.values() if name is not None}
+    top = next((name for name in groups if f"{group}.".startswith(f"{name}.")), "")
+    classes = [cls for name, cls in SCHEMAS.values() if name == top.replace(".", "/")] if group else [whole]
+    for part in filter(None, group.removeprefix(top).split(".")):
         nested = [field.type for cls in classes for field in dataclasses.fields(cls) if field.name == part]
         classes = [cls for cls in nested if isinstance(cls, type) and dataclasses.is_dataclass(cls)]
-    return sorted({field.name for cls in classes for field in dataclasses.fields(cls)})
+    names = {field.name for cls in classes for field in dataclasses.fields(cls)}
+    return sorted(name for name in names if not name.startswith("_"))  # those are Hydra's
 
 
 def register_schemas() -> None:
@@ -177,9 +199,27 @@ def register_schemas() -> None:
         store.store(name=name, node=cls, group=group, provider="vlmkit")
 
 
+def register_sweep_subdir() -> None:
+    """Make the function that conf/command.yaml calls known to OmegaConf."""
+
+    def named(*, _root_: DictConfig) -> str:
+        return sweep_subdir(_plain_list(_root_.hydra.overrides.task))
+
+    OmegaConf.register_new_resolver("vlmkit.sweep_subdir", named, replace=True)
+
+
 def _invocation() -> Invocation:
     runtime = HydraConfig.get()
+    of_hydra = _plain_list(runtime.overrides.hydra)
+    launcher = [each for each in of_hydra if each.startswith(("hydra/launcher=", "hydra.launcher."))]
+    if launcher and runtime.mode is RunMode.RUN:
+        raise ConfigError(f"{launcher[0]}: is for sweeps: add -m, or leave it out")
     sweep_run_dir = None
     if runtime.mode is RunMode.MULTIRUN:
         sweep_run_dir = Path(runtime.sweep.dir, runtime.sweep.subdir)
     return Invocation(dict(runtime.runtime.choices), tuple(runtime.overrides.task), sweep_run_dir)
+
+
+def _plain_list(node: Any) -> list[str]:
+    """As it was written: some texts are interpolations that have no value where they stand."""
+    return OmegaConf.to_container(node, resolve=False)  # type: ignore[return-value]

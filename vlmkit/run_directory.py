@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from enum import Enum
@@ -43,6 +44,9 @@ NOT_IDENTITY = (
     "trainer.keep_best",
     "trainer.save_in_background",
 )
+# Where the jobs of a sweep run: what is in the name of a run's directory must not change with it.
+NOT_IN_NAMES = ("cluster", "evals")
+LONGEST_NAME = 255  # bytes, of a file or a folder
 # A step may be split in other ways over processes and micro-batches; its packs must stay as many (see data_keys).
 SPLIT_OF_A_STEP = ("trainer.batch_size", "trainer.gradient_accumulation_steps")
 # All that decides the order of samples; the version goes up when the code makes another order of the same.
@@ -90,6 +94,20 @@ def choose_run_dir(config: TrainConfig, names: dict[str, str], sweep_run_dir: Pa
     key = json.dumps([_flat(plain_config(config), NOT_IDENTITY), _origin(config.resume)], sort_keys=True)
     fingerprint = hashlib.sha256(key.encode()).hexdigest()[:8]
     return RunPaths(Path("runs", f"{names['dataset']}-{names['model']}-{fingerprint}").absolute())
+
+
+def sweep_subdir(overrides: Sequence[str]) -> str:
+    """The name of a run's directory in that of its sweep, made of what the command line sets for it.
+
+    Args:
+        overrides: As in seed=0, dataset.path=data/a.
+    """
+    kept = [each for each in overrides if re.split("[.=]", each.lstrip("+~"))[0] not in NOT_IN_NAMES]
+    name = ",".join(sorted(kept)).replace("/", "_") or "run"
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    fingerprint = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{fingerprint}"
 
 
 def check_run_dir(paths: RunPaths, config: TrainConfig) -> None:

@@ -58,7 +58,7 @@ def submit(
 
 def _parameters(job: JobConfig, name: str, parallelism: int, dependency: str | None) -> dict[str, Any]:
     """As submitit names them; what is None it leaves to SLURM."""
-    more: dict[str, Any] = {"requeue": True} | (job.additional_parameters or {})
+    more: dict[str, Any] = {"requeue": True} | job.additional_parameters
     if dependency is not None:
         more["kill-on-invalid-dep"] = "yes"
     return {

@@ -1,0 +1,183 @@
+"""A pool: a process that starts the jobs of a sweep on this machine, a few at a time, in order.
+
+    python -m vlmkit_launchers.pool        what to start comes as one line of JSON (PoolOrder)
+
+A signal asks it to end: its jobs get SIGTERM, save and leave, the others never begin; a second one kills. Its jobs get
+SIGTERM as well when it is killed itself, and it ends when the process that started it has, unless it is detached.
+"""
+
+import ctypes
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from vlmkit.jobs import JobPlace, JobReport, JobState
+from vlmkit.launched import own_environment
+from vlmkit.paths import held_lock
+from vlmkit.redact import redact
+from vlmkit_launchers.logs import last_line
+
+READY = "ready"  # said when the locks of all jobs are held
+PAUSE_S = 0.1  # between two looks at the jobs that run
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+@dataclass(frozen=True, slots=True)
+class PoolJob:
+    """A command to run."""
+
+    number: int
+    command: list[str]
+    folder: str
+    config: str  # digest
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOrder:
+    """What a pool is told."""
+
+    jobs: list[PoolJob]
+    logs: str
+    processes: int
+    gpus: list[int] | None
+    detach: bool
+
+    @classmethod
+    def read(cls, line: str) -> "PoolOrder":
+        """From JSON."""
+        told = json.loads(line)
+        return cls(**told | {"jobs": [PoolJob(**job) for job in told["jobs"]]})
+
+
+@dataclass(slots=True)
+class _Running:
+    job: PoolJob
+    slot: int
+    process: subprocess.Popen[bytes]
+    held: ExitStack
+
+
+class Pool:
+    """Runs jobs until all have ended."""
+
+    def __init__(self, order: PoolOrder) -> None:
+        self._order = order
+        self._job_id = f"{socket.gethostname()}:{os.getpid()}"
+        self._running: list[_Running] = []
+        self._signals = 0
+        self._waiting: deque[tuple[PoolJob, ExitStack]] = deque()
+        for job in order.jobs:
+            held = ExitStack()
+            held.enter_context(held_lock(_place(job).lock, wait=False))
+            self._waiting.append((job, held))
+
+    def run(self) -> None:
+        """Return when the last has ended; those that a signal ended have no report of their end, which says so."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._count)
+        watched = [] if self._order.detach else [sys.stdin]
+        passed_on = 0
+        while self._running or (self._waiting and not self._signals):
+            if not self._signals:
+                self._fill_up()
+            ready, _, _ = select.select(watched, [], [], PAUSE_S)
+            if ready:  # its other end was closed: nobody waits for these jobs any more
+                watched = []
+                self._signals += 1
+            if self._signals > passed_on:
+                passed_on = self._signals
+                self._end_all(signal.SIGTERM if passed_on == 1 else signal.SIGKILL)
+            self._clear_up()
+
+    def _count(self, _number: int, _frame: FrameType | None) -> None:
+        self._signals += 1
+
+    def _fill_up(self) -> None:
+        while self._waiting and len(self._running) < self._order.processes:
+            slot = min(set(range(self._order.processes)) - {each.slot for each in self._running})
+            job, held = self._waiting.popleft()
+            try:
+                process = self._start(job, slot)
+            except OSError as error:
+                self._report(job, JobState.failed, f"cannot be started: {error}")
+                held.close()
+            else:
+                self._report(job, JobState.running, "")
+                self._running.append(_Running(job, slot, process, held))
+
+    def _start(self, job: PoolJob, slot: int) -> subprocess.Popen[bytes]:
+        gpus = self._order.gpus
+        gpu = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": str(gpus[slot % len(gpus)])}
+        with log_of(Path(self._order.logs), os.getpid(), job.number).open("ab") as log:
+            return subprocess.Popen(
+                job.command,
+                env=own_environment(os.environ) | gpu,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_the_pool,
+            )
+
+    def _end_all(self, number: signal.Signals) -> None:
+        for each in self._running:
+            each.process.send_signal(number)
+
+    def _clear_up(self) -> None:
+        for each in [each for each in self._running if each.process.poll() is not None]:
+            self._running.remove(each)
+            code = each.process.returncode
+            if code in (0, os.EX_TEMPFAIL):
+                self._report(each.job, JobState.done, "" if code == 0 else "left to another process")
+            elif not self._signals:
+                told = last_line(log_of(Path(self._order.logs), os.getpid(), each.job.number))
+                code = 128 - code if code < 0 else code  # as shells do
+                self._report(each.job, JobState.failed, f"{told or 'the command failed'} (ended with {code})")
+            each.held.close()
+
+    def _report(self, job: PoolJob, state: JobState, reason: str) -> None:
+        try:
+            JobReport(self._job_id, state, redact(reason), job.config, time.time()).write(_place(job))
+        except OSError as error:  # a full disk: the other jobs may have room
+            print(f"{job.folder}: {state.value}, which cannot be written down: {error}", file=sys.stderr)  # noqa: T201
+
+
+def log_of(logs: Path, pool: int, number: int) -> Path:
+    """What a job of a pool prints.
+
+    Args:
+        logs: Of the sweep.
+        pool: Its process id.
+        number: The job's.
+    """
+    return logs / f"{pool}_{number}.log"
+
+
+def _place(job: PoolJob) -> JobPlace:
+    return JobPlace.of_folder(Path(job.folder))
+
+
+def _end_with_the_pool() -> None:
+    """In a child, before its program is there: the kernel sends it SIGTERM when its parent ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def main() -> None:
+    """The process."""
+    pool = Pool(PoolOrder.read(sys.stdin.readline()))
+    print(READY, flush=True)  # noqa: T201
+    pool.run()
+
+
+if __name__ == "__main__":
+    main()

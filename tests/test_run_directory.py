@@ -1,0 +1,27 @@
+"""Names of run directories."""
+
+import pytest
+
+from vlmkit.run_directory import sweep_subdir
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["seed=0", "filter.relevance_min_rating=1"], "filter.relevance_min_rating=1,seed=0"),
+        (["seed=0", "cluster=example_gpu", "+cluster.environment.A=1", "evals=slurm", "evals.gpus=[0]"], "seed=0"),
+        (["eval_suite=full"], "eval_suite=full"),
+        (["dataset=local", "dataset.path=/data/a"], "dataset.path=_data_a,dataset=local"),
+        ([], "run"),
+        (["cluster=local"], "run"),
+    ],
+)
+def test_a_directory_of_a_sweep_is_named_after_what_makes_its_run(overrides: list[str], name: str) -> None:
+    assert sweep_subdir(overrides) == name
+
+
+def test_a_name_that_is_too_long_for_a_folder_is_cut_and_stays_another_for_other_runs() -> None:
+    names = {sweep_subdir([f"dataset.path={'ä' * 200}", f"seed={seed}"]) for seed in range(3)}
+    assert len(names) == 3
+    assert all(240 < len(name.encode()) <= 255 for name in names)
+    assert sweep_subdir([f"a={'x' * 253}"]) == f"a={'x' * 253}"
