@@ -180,7 +180,7 @@ def test_a_signal_ends_the_waiting(start: Start) -> None:
 
 
 def test_waiting_is_told(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlmkit.evaluation.in_training.sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("vlmkit.evaluation.workers.sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     run = start("eval_suite.tasks=[wait]")
     run.after(4)
     wait_for(lambda: run.state(4, "wait") is CellState.begun)
