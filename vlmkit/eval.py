@@ -186,11 +186,8 @@ def _start(config: EvalConfig, invocation: entry.Invocation) -> None:
     suite = [override for override in invocation.overrides if override.startswith("eval_suite")]
     if config.cells is not None and suite:
         raise ConfigError(f"{suite[0]}: cannot be given with cells, which say themselves what is asked")
-    where = config.evals.where
-    if where is not EvalsWhere.inline and started_processes() > 1:
-        raise ConfigError(f"evals={where.value}: start it as one process, which has others do the work")
     check_evaluation(config)
-    if where is EvalsWhere.slurm:
+    if config.evals.where is EvalsWhere.slurm:
         hand_over(config)
         return
     cells = evaluate(config)

@@ -97,7 +97,8 @@ class EvaluateCheckpoints:
 
         For SLURM's jobs it does not wait: what they find is logged after the run, by the job that merges it.
         """
-        waiting, retried = Waiting(self._screen), False
+        waiting = Waiting(self._screen, "SLURM to take evaluations" if self._hands_over else "evaluations")
+        retried = False
         while not self._stop.reached_any(self._ranks):
             if not (self._start_due() or retried):
                 self._workers.retry()

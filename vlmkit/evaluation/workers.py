@@ -261,7 +261,7 @@ class SlurmWorkers:
         self._submission = None
 
     def _warn(self, cells: Sequence[Cell], error: Exception) -> None:
-        self._say(f"warning: {checkpoints_of(cells)} not handed over to SLURM now: {error}")
+        self._say(f"warning: evaluations of {checkpoints_of(cells)} are not handed over to SLURM now: {error}")
 
 
 def build_workers(config: TrainConfig, screen: Screen, stop: StopSignal, ranks: Ranks) -> CellWorkers:
@@ -291,14 +291,15 @@ def answer_beside(cells: Sequence[Cell], config: EvalsConfig, screen: Screen, st
 class Waiting:
     """For cells that others answer: a line now and then says how far they are."""
 
-    def __init__(self, screen: Screen) -> None:
+    def __init__(self, screen: Screen, what: str = "evaluations") -> None:
         self._screen = screen
+        self._what = what
         self._told = -math.inf
 
     def pause(self, cells: Sequence[Cell]) -> None:
         """A moment, between two looks."""
         if monotonic() - self._told >= SECONDS_BETWEEN_LINES:
-            self._screen.say(f"waiting for evaluations: {describe_waiting(cells)}")
+            self._screen.say(f"waiting for {self._what}: {describe_waiting(cells)}")
             self._told = monotonic()
         sleep(SECONDS_BETWEEN_LOOKS)
 
