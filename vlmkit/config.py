@@ -572,8 +572,10 @@ class JobConfig:
     mail_user: str | None = None
     mail_type: str | None = None  # as in END,FAIL
     setup: list[str] | None = None  # lines of shell before it begins, as in "module load cuda"
-    environment: dict[str, str] | None = None  # variables for it; no secrets: they would be in files
-    additional_parameters: dict[str, Any] | None = None  # other options of sbatch, as in {exclude: n7}; true: no value
+    environment: dict[str, str] = field(default_factory=dict)  # variables for it; no secrets: they would be in files
+    additional_parameters: dict[str, Any] = field(
+        default_factory=dict
+    )  # of sbatch, beyond these; true: without a value
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -585,11 +587,11 @@ class JobConfig:
         for name in ("gpus_per_node", "max_requeues"):
             value = getattr(self, name)
             require(value is None or value >= 0, f"{group}.{name}", value, "0 or more")
-        for name in self.environment or {}:
+        for name in self.environment:
             key = f"{group}.environment.{name}"
             require(re.fullmatch(r"[A-Za-z_]\w*", name) is not None, key, "…", "a variable's name")
             require(SECRET_NAME.search(name) is None, key, "…", "set where you submit: a job gets those variables too")
-        for name in self.additional_parameters or {}:
+        for name in self.additional_parameters:
             key = f"{group}.additional_parameters.{name}"
             require(
                 re.fullmatch(r"[a-z][a-z0-9_-]*", name) is not None, key, "…", "an option of sbatch, without dashes"
@@ -602,7 +604,7 @@ class JobConfig:
             for each in fields(JobConfig)
         }
         for name in ("environment", "additional_parameters"):
-            values[name] = (getattr(cluster, name) or {}) | (getattr(self, name) or {})
+            values[name] = getattr(cluster, name) | getattr(self, name)
         return JobConfig(**values)
 
 
