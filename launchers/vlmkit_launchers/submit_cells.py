@@ -93,8 +93,7 @@ def _try_to_submit_merge(run: Path, job: JobConfig, array: str) -> tuple[str | N
 
 
 def _task(command: Sequence[str], place: JobPlace, job: JobConfig) -> Task:
-    environment, requeues = job.environment or {}, job.max_requeues or 0
-    return Task([sys.executable, "-m", *command], place, environment, requeues)
+    return Task([sys.executable, "-m", *command], place, job.environment, job.max_requeues or 0)
 
 
 def _write_job(task: Task, submitted: Submitted, folder: Path) -> None:
