@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import Run, command_environment
-from vlmkit.config import EvalConfig, EvalSuiteConfig, ModelConfig, TrainerConfig
+from tests.conftest import Run, command_environment, composed
+from vlmkit.config import EvalConfig, EvalsConfig, EvalSuiteConfig, EvalsWhere, ModelConfig, TrainerConfig
 from vlmkit.data.sources import Question, read_easyvqa_test
 from vlmkit.data.worker import Loaded, build_batch
 from vlmkit.distributed import Ranks
-from vlmkit.errors import ConfigError
-from vlmkit.eval import evaluate, rewritten
+from vlmkit.errors import ConfigError, UserError
+from vlmkit.eval import evaluate, hand_over, rewritten
 from vlmkit.evaluation.cells import CellState, read_cell
 from vlmkit.evaluation.exact_match import run_test
 from vlmkit.evaluation.samples import read_samples
@@ -183,6 +183,64 @@ def test_local_data_must_be_there(paths: RunPaths) -> None:
         check_evaluation(config)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["evals=none"], "evals=none: must be inline, local or slurm"),
+        (["evals.schedule=[{every: 500}]"], r"evals\.schedule=….*steps names checkpoints"),
+    ],
+)
+def test_what_says_when_a_run_evaluates_has_no_place_here(overrides: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        composed("eval", "ckpt=x", *overrides)
+
+
+def test_several_processes_answer_themselves(monkeypatch: pytest.MonkeyPatch, paths: RunPaths) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = composed("eval", f"ckpt={paths.checkpoint(10).parent.name}", "evals=slurm")
+    with pytest.raises(ConfigError, match="evals=slurm: start it as one process"):
+        check_evaluation(config)
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> EvalsConfig:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "evaluation"))
+    return EvalsConfig(where=EvalsWhere.slurm, submitter="stand_in_submitter")
+
+
+def test_what_is_missing_is_handed_over_to_slurm(
+    slurm: EvalsConfig, paths: RunPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = asked(run=str(paths.root), evals=slurm)
+    [first, _] = plan_cells(config, find_subjects(config))
+    first.changed(state=CellState.done)
+    hand_over(config)
+    assert capsys.readouterr().out.splitlines() == [
+        "2 to evaluate, 1 of them done before",
+        "evaluations of step_10: 1 handed over to SLURM as job 7, merged by job 8",
+        f"how they stand: python -m vlmkit.status run='{paths.root}'",
+    ]
+
+
+def test_named_cells_can_be_handed_over_and_a_refusal_is_the_users(slurm: EvalsConfig, paths: RunPaths) -> None:
+    config = asked(run=str(paths.root), steps=5)
+    [cell] = plan_cells(config, find_subjects(config))
+    slurm.submitter = "no_such_module"
+    with pytest.raises(UserError, match="No module named no_such_module"):
+        hand_over(asked(cells=[str(cell.folder)], evals=slurm))
+
+
+@pytest.mark.slow
+def test_processes_beside_the_command_leave_the_same_files(paths: RunPaths, tmp_path: Path) -> None:
+    local = evaluate(asked(run=str(paths.root), evals=EvalsConfig(where=EvalsWhere.local, workers=2)))
+    for step, cell in zip((5, 10), local, strict=True):
+        [inline] = evaluate(asked(ckpt=str(paths.checkpoint(step)), out=str(tmp_path / str(step))))
+        assert (cell.state, cell.metrics, cell.order.key) == (inline.state, inline.metrics, inline.order.key)
+        assert read_samples(cell.folder) == read_samples(inline.folder)
+        assert {path.name for path in cell.folder.iterdir()} == {path.name for path in inline.folder.iterdir()}
+        assert (paths.evals / f"step_{step}.json").exists()
+
+
 def command(paths: RunPaths, *arguments: str) -> list[str]:
     start = [sys.executable, "-m", "vlmkit.eval", "suite=demo", f"ckpt={paths.root}", "suite.batch_size=4"]
     return [*start, "suite.limit=200", *arguments]
@@ -197,7 +255,7 @@ def wait_for_lines(file: Path, process: subprocess.Popen[bytes], lines: int) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 128 + 15)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGUSR2, 128 + 12)])
 def test_an_evaluation_that_was_ended_goes_on(
     number: signal.Signals, code: int, paths: RunPaths, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -152,6 +153,23 @@ def test_a_signal_ends_the_processes_beside_the_run_and_the_next_start_goes_on(i
     finish(run, "evals=local")
     assert answers(run) == answers(inline)
     assert_logged(run)
+
+
+def test_a_run_goes_on_where_slurm_cannot_be_reached(
+    inline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each evaluation is told; the command that is named at the end, on another machine for instance, does them all."""
+    run = tmp_path / "run"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    printed = finish(run, "evals=slurm")
+    assert training_rows(run) == training_rows(inline)
+    cells = [RunPaths(run).cells(step) / f"easyvqa.limit{LIMIT}" for step in STEPS]
+    assert [cell and cell.state for cell in map(read_cell, cells)] == [CellState.planned] * 3
+    told = printed.splitlines()
+    assert any(line.startswith("warning: evaluations of step_4") and "Could not detect" in line for line in told)
+    [again] = [line for line in told if line.startswith("warning: not handed over to SLURM: step_4 easyvqa")]
+    assert shlex.split(again.split("or: ")[1])[:3] == ["python", "-m", "vlmkit.eval"]
+    assert all(str(cell) in again for cell in cells)
 
 
 def test_a_task_that_nobody_knows_is_told_before_the_run_begins(tmp_path: Path) -> None:

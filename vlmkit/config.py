@@ -693,10 +693,10 @@ def check_tasks(key: str, tasks: list[str]) -> None:
 
 
 class EvalsWhere(Enum):
-    """Where the checkpoints of a run are evaluated while it trains."""
+    """Where checkpoints are evaluated: those of a run that trains, or those that vlmkit.eval names."""
 
     none = "none"
-    inline = "inline"  # by the run's own processes, which train on afterwards
+    inline = "inline"  # by the command's own processes; a run trains on afterwards
     local = "local"  # by other processes on this machine, while training goes on
     slurm = "slurm"  # by jobs, one for each task of a checkpoint
 
@@ -857,9 +857,14 @@ class EvalConfig:
     cells: list[str] | None = None  # folders that were planned before: what they say is done
     force: bool = False  # answer again what is done; what was there is kept beside it
     out: str | None = None  # folder for the results of ckpt; null: in its run, else runs/evals/NAME
+    evals: EvalsConfig = field(default_factory=lambda: EvalsConfig(where=EvalsWhere.inline))
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
-        """Check that the command says what to evaluate."""
+        """Check that the command says what to evaluate, and where."""
+        require(self.evals.where is not EvalsWhere.none, "evals", "none", "inline, local or slurm")
+        scheduled = self.evals.schedule != EvalsConfig().schedule
+        require(not scheduled, "evals.schedule", "…", "left out: it is for training; steps names checkpoints here")
         given = [name for name in ("ckpt", "run", "cells") if getattr(self, name) is not None]
         if len(given) != 1:
             told = "none of them" if not given else " and ".join(given)

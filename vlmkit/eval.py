@@ -5,6 +5,8 @@
     python -m vlmkit.eval suite=full run=RUN steps=latest           or steps=all, or steps=500,1000
     python -m vlmkit.eval tasks=[ai2d] ckpt=RUN                     any task of lmms-eval
     torchrun --nproc-per-node=4 -m vlmkit.eval suite=full run=RUN   each process answers its share
+    python -m vlmkit.eval suite=full run=RUN evals=local evals.workers=4   four processes, each a cell at a time
+    python -m vlmkit.eval suite=full run=RUN evals=slurm cluster=…  a SLURM job for each cell; returns at once
 
 A task of a checkpoint is a cell: a folder with what was asked, each answer as soon as it is there, and the scores. One
 that was interrupted goes on where it was; ``force=true`` begins anew.
@@ -13,28 +15,31 @@ Read next: ``evaluation/cells.py`` (what a cell is), ``evaluation/runner.py`` (h
 """
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 from vlmkit import entry
-from vlmkit.config import EvalConfig, TrainerConfig
+from vlmkit.config import EvalConfig, EvalsWhere, TrainerConfig
 from vlmkit.errors import ConfigError
-from vlmkit.evaluation.cells import Cell, CellState, read_cell
+from vlmkit.evaluation.cells import Cell, CellState, Subject, read_cell
 from vlmkit.evaluation.delivery import deliver_late
 from vlmkit.evaluation.merge import merge_subject
 from vlmkit.evaluation.subjects import done_cells, find_subjects, plan_cells
+from vlmkit.evaluation.submission import Submission, by_run, describe
 from vlmkit.launched import started_processes
 from vlmkit.paths import RunPaths
 from vlmkit.preflight import check_evaluation
 from vlmkit.tracking.console import Screen
 
+STOPPED = "stopped; the same command goes on from here, unless it has force=true"
 LISTS = ("tasks", "steps", "cells")  # a=1,2 would be a sweep
 
 
 def evaluate(config: EvalConfig) -> list[Cell]:
-    """Plan, answer, score; print what came of it.
+    """Plan, answer, score; with these processes or, with ``evals=local``, with others beside them.
 
     Ends the process with 128 + the signal's number if a signal asked it to stop (to any of its processes).
 
@@ -49,6 +54,8 @@ def evaluate(config: EvalConfig) -> list[Cell]:
         _show(done, screen)
         hand_on(config, done, screen)
         return done
+    if config.evals.where is EvalsWhere.local:
+        return _evaluate_beside(config, subjects)
     # Imported here: a mistake in the command is answered before these seconds are spent.
     from vlmkit.distributed import Ranks
     from vlmkit.evaluation.runner import CellRunner
@@ -61,16 +68,59 @@ def evaluate(config: EvalConfig) -> list[Cell]:
         ranks = stack.enter_context(Ranks(TrainerConfig(), config.eval_suite.seed))
         screen = Screen(ranks.is_main)
         cells = ranks.run_on_main(lambda: plan_cells(config, subjects))
-        open_cells = [cell for cell in cells if cell.state is not CellState.done]
-        screen.say(f"{len(cells)} to evaluate, {len(cells) - len(open_cells)} of them done before")
-        CellRunner(ranks, screen, stop).run(open_cells)
+        CellRunner(ranks, screen, stop).run(_open_cells(cells, screen))
         cells = ranks.run_on_main(lambda: [read_cell(cell.folder) or cell for cell in cells])  # what others did, too
         _show(cells, screen)
         ranks.run_on_main(lambda: hand_on(config, cells, screen))
         if stop.reached_any(ranks):
-            screen.say("stopped; the same command goes on from here, unless it has force=true")
+            screen.say(STOPPED)
             sys.exit(128 + (stop.received or signal.SIGTERM))
     return cells
+
+
+def _evaluate_beside(config: EvalConfig, subjects: list[Subject]) -> list[Cell]:
+    from vlmkit.evaluation.workers import answer_beside  # seconds
+    from vlmkit.interrupt import StopSignal
+
+    screen = Screen()
+    with StopSignal("moment") as stop:
+        cells = plan_cells(config, subjects)
+        answer_beside(_open_cells(cells, screen), config.evals, screen, stop)
+        cells = [read_cell(cell.folder) or cell for cell in cells]
+        _show(cells, screen)
+        hand_on(config, cells, screen)
+        if stop.received:
+            screen.say(STOPPED)
+            sys.exit(128 + stop.received)
+    return cells
+
+
+def hand_over(config: EvalConfig) -> None:
+    """Plan, and have SLURM answer what is not done; say what has become a job, without waiting for it.
+
+    Raises:
+        UserError: SLURM did not take it.
+    """
+    screen = Screen()
+    cells = plan_cells(config, find_subjects(config))
+    open_cells = _open_cells(cells, screen)
+    if not open_cells:
+        _show(cells, screen)
+        hand_on(config, cells, screen)
+        return
+    for of_run in by_run(open_cells):
+        with closing(Submission(of_run, config.evals, config.cluster)) as submission:
+            for line in describe(of_run, submission.wait()):
+                screen.say(line)
+    for evals in dict.fromkeys(cell.folder.parent.parent for cell in open_cells if cell.order.step is not None):
+        screen.say(f"how they stand: python -m vlmkit.status run={shlex.quote(str(evals.parent))}")
+
+
+def _open_cells(cells: Sequence[Cell], screen: Screen) -> list[Cell]:
+    """Those that are not done; it is told how many there are."""
+    found = [cell for cell in cells if cell.state is not CellState.done]
+    screen.say(f"{len(cells)} to evaluate, {len(cells) - len(found)} of them done before")
+    return found
 
 
 def hand_on(config: EvalConfig, cells: Iterable[Cell], screen: Screen) -> None:
@@ -137,6 +187,9 @@ def _start(config: EvalConfig, invocation: entry.Invocation) -> None:
     if config.cells is not None and suite:
         raise ConfigError(f"{suite[0]}: cannot be given with cells, which say themselves what is asked")
     check_evaluation(config)
+    if config.evals.where is EvalsWhere.slurm:
+        hand_over(config)
+        return
     cells = evaluate(config)
     if any(cell.state is CellState.failed for cell in cells):
         sys.exit(1)

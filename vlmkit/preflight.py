@@ -18,6 +18,7 @@ from vlmkit.config import (
 from vlmkit.errors import ConfigError
 from vlmkit.evaluation.subjects import find_subjects
 from vlmkit.evaluation.task_names import find_task_folder
+from vlmkit.launched import started_processes
 from vlmkit.local_files import check_files, find_pictures, newest_of_run, uses_easyvqa
 from vlmkit.paths import TRAINER_STATE, RunPaths
 from vlmkit.pretrained.configs import check_backbones, read_checkpoint
@@ -89,11 +90,14 @@ def check_merge(config: MergeConfig) -> None:
 
 
 def check_evaluation(config: EvalConfig) -> None:
-    """Check lmms-eval, the checkpoints and the names of the tasks.
+    """Check how it was started, lmms-eval, the checkpoints and the names of the tasks.
 
     Raises:
         ConfigError: Something is missing; the message names the key and the way out.
     """
+    where = config.evals.where
+    if where is not EvalsWhere.inline and started_processes() > 1:
+        raise ConfigError(f"evals={where.value}: start it as one process, which has others do the work")
     if config.cells is None and not config.task_names:
         raise ConfigError("tasks: name some, as in tasks=[mmstar,textvqa_val], or a suite")
     check_suite(config.eval_suite, config.task_names if config.cells is None else [], "evaluation")

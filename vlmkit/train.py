@@ -29,7 +29,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
     from vlmkit.data.pipeline import build_training_data
     from vlmkit.distributed import Ranks
     from vlmkit.evaluation.exact_match import load_test, run_test
-    from vlmkit.evaluation.in_training import EvaluateCheckpoints
+    from vlmkit.evaluation.in_training import EvaluateCheckpoints, deliver_last
     from vlmkit.evaluation.schedule import Schedule
     from vlmkit.evaluation.workers import build_workers
     from vlmkit.interrupt import StopSignal
@@ -94,7 +94,7 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         throughput = Throughput(model.hf.config, trainer.optimizer, ranks)
         validate = Validate(model, data.validation, interval, total, tracker, screen, ranks)
 
-        workers = build_workers(config.evals, screen, stop, ranks)
+        workers = build_workers(config, screen, stop, ranks)
         evaluate = stack.enter_context(EvaluateCheckpoints(config, paths, workers, tracker, screen, stop, ranks))
 
         def save(progress: Progress) -> None:
@@ -125,6 +125,8 @@ def train(config: TrainConfig, paths: RunPaths) -> None:
         for line in what_was_met(data, end, bad_samples.left_out, bad_samples.describe()):
             screen.say(line)
         screen.say(last_words(paths, end, total, stopped))
+    if ranks.is_main:
+        deliver_last(config, paths, screen.say)
     if stopped:
         sys.exit(128 + (stop.received or signal.SIGTERM))
     if ranks.is_main and end.step == total:

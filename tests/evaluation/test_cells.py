@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.evaluation.cells_on_disk import done_cell, make_order
-from vlmkit.evaluation.cells import plan_cell, read_cell, read_cells
+from vlmkit.evaluation.cells import CellState, plan_cell, read_cell, read_cells
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,12 @@ def test_a_name_that_was_freed_is_taken_again(tmp_path: Path) -> None:
     shutil.rmtree(first)
     plan_cell(tmp_path, make_order("mmstar"), force=True)
     assert sorted(tmp_path.glob(".mmstar.*.*")) == [first, second]
+
+
+def test_who_is_only_told_the_folder_finds_what_is_wanted_now(tmp_path: Path) -> None:
+    """A result with errors that are not allowed any more goes on, with the checkpoint where it lies now."""
+    made = done_cell(tmp_path, "mmstar", [1.0, 0.0], max_errors=1).changed(errors=1)
+    wanted = make_order("mmstar", checkpoint="moved/step_500", max_errors=0)
+    planned = plan_cell(tmp_path, wanted)
+    assert (planned.order, planned.state) == (wanted, CellState.begun)
+    assert read_cell(made.folder) == planned

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import composed
 from tests.evaluation import made_up_cells as made
@@ -18,10 +19,11 @@ from tests.evaluation.stand_in import COMMAND
 from tests.tracking.test_sinks import evaluations_in_jsonl
 from vlmkit.distributed import Ranks
 from vlmkit.evaluation.cells import CellState, read_cell
-from vlmkit.evaluation.in_training import EvaluateCheckpoints
-from vlmkit.evaluation.workers import LocalWorkers
+from vlmkit.evaluation.in_training import EvaluateCheckpoints, deliver_last
+from vlmkit.evaluation.workers import LocalWorkers, build_workers
 from vlmkit.interrupt import StopSignal
 from vlmkit.paths import RunPaths
+from vlmkit.run_directory import plain_config
 from vlmkit.tracking.console import Screen
 from vlmkit.tracking.sinks import build_tracker
 
@@ -45,8 +47,10 @@ class Run:
         screen.say = self.said.append  # type: ignore[method-assign]
         tracker = stack.enter_context(build_tracker(config.logger, paths, {}, 0, True, print))
         stop = stack.enter_context(StopSignal())
-        workers = LocalWorkers(config.evals, screen.say, COMMAND)
         ranks = Ranks(config.trainer, config.seed)
+        workers = build_workers(config, screen, stop, ranks)
+        if isinstance(workers, LocalWorkers):
+            workers = LocalWorkers(config.evals, screen.say, COMMAND)
         evaluate = EvaluateCheckpoints(config, paths, workers, tracker, screen, stop, ranks)
         self.evaluate = stack.enter_context(evaluate)
 
@@ -75,6 +79,15 @@ def wait_for(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def hold(lock: Path) -> subprocess.Popen[bytes]:
+    """A process that holds a lock until it is killed."""
+    code = "import sys, fcntl, signal; f = open(sys.argv[1], 'a'); fcntl.lockf(f, 2); print(flush=True); signal.pause()"
+    process = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
 
 
 def test_results_are_logged_while_training_goes_on(start: Start) -> None:
@@ -128,10 +141,7 @@ def test_a_cell_that_an_orphan_answers_is_left_to_it_and_goes_on_if_it_leaves_it
     paths = RunPaths(tmp_path)
     made.checkpoint(paths, 4)
     cell = made.planned(paths, 4, "a")
-    hold = "import sys, fcntl, signal; f = open(sys.argv[1], 'a'); fcntl.lockf(f, 2); print(flush=True); signal.pause()"
-    orphan = subprocess.Popen([sys.executable, "-c", hold, str(cell.lock)], stdout=subprocess.PIPE)
-    assert orphan.stdout is not None
-    orphan.stdout.readline()
+    orphan = hold(cell.lock)
     run = start()
     run.after(5, saved=False)
     assert run.state(4) is CellState.planned
@@ -180,9 +190,58 @@ def test_a_signal_ends_the_waiting(start: Start) -> None:
 
 
 def test_waiting_is_told(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlmkit.evaluation.in_training.sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("vlmkit.evaluation.workers.sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     run = start("eval_suite.tasks=[wait]")
     run.after(4)
     wait_for(lambda: run.state(4, "wait") is CellState.begun)
     run.evaluate.finish()
     assert run.said == ["waiting for evaluations: step_4 wait (0 of 4 answered)"]
+
+
+SLURM = ("evals=slurm", "evals.submitter=stand_in_submitter")
+
+
+def test_a_run_does_not_wait_for_jobs_not_even_those_of_an_earlier_start(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    paths = RunPaths(tmp_path)
+    made.checkpoint(paths, 4)
+    job = hold(made.planned(paths, 4, "under_way").lock)
+    run = start(*SLURM, "eval_suite.tasks=[under_way]")
+    run.after(8)
+    run.evaluate.finish()
+    job.kill()
+    job.communicate()
+    assert run.state(8, "under_way") is CellState.planned
+    told = [line for line in run.said if not line.startswith("waiting for SLURM")]
+    assert told == [f"evaluations of step_{step}: 1 under way already" for step in (4, 8)]
+
+
+def test_what_slurm_refuses_is_tried_once_more_at_the_end_and_then_told_with_the_command_that_helps(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    run = start(*SLURM, "eval_suite.tasks=[refuse]")
+    run.after(4)
+    wait_for(lambda: not run.evaluate.after_step(Step(5)) and run.said)
+    run.evaluate.finish()
+    run.evaluate.__exit__()
+    told = [line for line in run.said if not line.startswith("waiting for SLURM")]
+    refused = "warning: evaluations of step_4 are not handed over to SLURM now: sbatch: error: invalid partition"
+    assert [line.startswith(refused) for line in told] == [True, True, False]
+    assert told[2].startswith("warning: not handed over to SLURM: step_4 refuse; the run's next start does it, or: ")
+
+
+def test_results_that_came_when_the_run_had_looked_for_the_last_time_are_logged(start: Start, tmp_path: Path) -> None:
+    run = start()
+    run.after(4)
+    run.evaluate.finish()
+    made.done(run.paths, 4, "b", 0.25, stderr=None)  # a merge that comes now leaves it to the run, which trains still
+    config = composed("train", "evals=slurm", "logger=none")
+    run.paths.config.write_text(yaml.safe_dump(plain_config(config)))
+    deliver_last(config, run.paths, run.said.append)
+    assert evaluations_in_jsonl(tmp_path) == [(4, SCORE), (4, {"lmms_eval/b_acc": 0.25})]
+    said = len(run.said)
+    deliver_last(config, run.paths, run.said.append)
+    assert len(run.said) == said

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.evaluation.cells_on_disk import done_cell, make_order, planned_cell, 
 from vlmkit.evaluation.cells import CellState, Metric
 from vlmkit.evaluation.merge import counted_cells, merge_run, merge_subject
 from vlmkit.evaluation.merged import Merged, read_merged
+from vlmkit.jobs import Job, JobPlace, JobReport, JobState, Launcher
 from vlmkit.paths import RunPaths
 
 UNFINISHED = (CellState.planned, CellState.begun, CellState.failed)
@@ -417,3 +419,15 @@ def test_whatever_an_earlier_file_says_does_not_keep_cells_from_being_merged(fol
         assert merged is not None
         assert {key: merged.results[key] for key in said["results"]} == said["results"], place
         assert read_merged(path) == merged, place
+
+
+def test_why_a_job_left_no_result_is_said_until_another_one_has_the_cell(folder: Path) -> None:
+    cell = planned_cell(folder, "mmstar")
+    place = JobPlace.of_cell(cell.folder)
+    job = Job(Launcher.slurm, "12_3", ["python"], str(cell.folder), "12_3.log", 0.0)
+    job.write(place)
+    JobReport("12_3", JobState.failed, "error: no room (ended with 1)", None, 0.0).write(place)
+    told = "planned; job 12_3 failed: error: no room (ended with 1); see 12_3.log"
+    assert merged_json(folder)["why_missing"] == {"mmstar": told}
+    replace(job, job_id="13").write(place)
+    assert merged_json(folder)["why_missing"] == {"mmstar": "planned"}

@@ -136,7 +136,7 @@ def test_what_goes_wrong_inside_the_run_is_a_line_and_does_not_end_it(
 
     monkeypatch.setattr(CellRunner, "run", run)
     config = composed("train", "evals=inline")
-    workers = build_workers(config.evals, Screen(), StopSignal(), Ranks(config.trainer, config.seed))
+    workers = build_workers(config, Screen(), StopSignal(), Ranks(config.trainer, config.seed))
     workers.start([made.planned(RunPaths(tmp_path), 5, "a")])
     told = "OutOfMemoryError: CUDA out of memory. Tried to allocate 1 GiB"
     assert capsys.readouterr().out == f"warning: step_5 is not evaluated now: {told}\n"

@@ -201,7 +201,9 @@ def plan_cell(folder: Path, order: Order, force: bool = False) -> Cell:
             return there
         if there and not force and there.order.key == order.key:  # it goes on
             state = CellState.begun if there.state is CellState.done else there.state
-            return replace(there, order=order, state=state)
+            going_on = replace(there, order=order, state=state)
+            # Who is only told the folder must find what is wanted now there; who holds it, knows.
+            return going_on if going_on == there or there.is_held else going_on.changed()
         if new.is_held:
             raise UserError(f"{new.folder}: a process answers it now in another way: wait for it, or end it")
         if new.folder.is_dir() and any(new.folder.iterdir()):

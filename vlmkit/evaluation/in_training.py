@@ -5,10 +5,9 @@ Training knows nothing of it but that something is called after each step.
 
 from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Protocol, Self
 
-from vlmkit.config import TrainConfig
+from vlmkit.config import EvalsWhere, TrainConfig
 from vlmkit.distributed import Ranks
 from vlmkit.errors import UserError
 from vlmkit.evaluation.cells import (
@@ -20,16 +19,23 @@ from vlmkit.evaluation.cells import (
     plan_cell,
     read_cell,
 )
-from vlmkit.evaluation.delivery import News, describe
+from vlmkit.evaluation.delivery import News, Say, deliver_late, describe, merge_command
 from vlmkit.evaluation.schedule import Schedule
-from vlmkit.evaluation.workers import CellWorkers
+from vlmkit.evaluation.workers import CellWorkers, Waiting
 from vlmkit.interrupt import StopSignal
 from vlmkit.paths import RunPaths
 from vlmkit.tracking.console import Screen
 from vlmkit.tracking.sinks import Trackers
 
-SECONDS_BETWEEN_LOOKS = 0.2  # at what is waited for, at the end of a run
-SECONDS_BETWEEN_LINES = 60.0
+
+def deliver_last(config: TrainConfig, paths: RunPaths, say: Say) -> None:
+    """Look once more when the run has let go of its directory: who came before that left what is new to the run."""
+    if config.evals.where is EvalsWhere.none:
+        return
+    try:
+        deliver_late(paths, say)
+    except (OSError, UserError) as error:
+        say(f"warning: results are not handed on: {error}; {merge_command(paths)} does it")
 
 
 class _Step(Protocol):
@@ -57,6 +63,7 @@ class EvaluateCheckpoints:
         ranks: Ranks,
     ) -> None:
         self._schedule = Schedule.of(config)
+        self._hands_over = config.evals.where is EvalsWhere.slurm
         self._stats_interval = config.trainer.stats_log_interval
         self._paths = paths
         self._workers = workers
@@ -86,18 +93,21 @@ class EvaluateCheckpoints:
             self._log_news()
 
     def finish(self) -> None:
-        """Begin what is left, wait until all is done, and log it; a signal ends the waiting."""
-        told = -SECONDS_BETWEEN_LINES
+        """Begin what is left, wait until all is done, and log it; a signal ends the waiting.
+
+        For SLURM's jobs it does not wait: what they find is logged after the run, by the job that merges it.
+        """
+        waiting = Waiting(self._screen, "SLURM to take evaluations" if self._hands_over else "evaluations")
+        retried = False
         while not self._stop.reached_any(self._ranks):
-            self._start_due()
+            if not (self._start_due() or retried):
+                self._workers.retry()
+            retried = True
             under_way = self._ranks.run_on_main(lambda: [*self._workers.poll(), *self._elsewhere])
             self._log_news()
             if not under_way:
                 break
-            if monotonic() - told >= SECONDS_BETWEEN_LINES:
-                self._screen.say(f"waiting for evaluations: {describe_waiting(under_way)}")
-                told = monotonic()
-            sleep(SECONDS_BETWEEN_LOOKS)
+            waiting.pause(under_way)
         self._log_news()
 
     def _left_by_earlier_starts(self) -> list[int]:
@@ -116,13 +126,13 @@ class EvaluateCheckpoints:
         """The steps that stay due, and the cells of the others.
 
         Those stay whose checkpoint is still being written, or of which another process answers a cell: if it should
-        leave it undone, that is this run's.
+        leave it undone, that is this run's. Cells for SLURM all go to the submitter, which knows what is under way.
         """
         stay, planned, self._elsewhere = [], [], []
         for step in self._due:
             is_whole = step in self._paths.all_checkpoints
             tasks = self._tasks_to_begin(step) if is_whole else {}
-            held = [cell for cell in tasks.values() if cell and cell.is_held]
+            held = [] if self._hands_over else [cell for cell in tasks.values() if cell and cell.is_held]
             self._elsewhere += held
             if held or not is_whole:
                 stay.append(step)
@@ -164,13 +174,3 @@ class EvaluateCheckpoints:
         if text not in self._warned:
             self._warned.add(text)
             self._screen.say(f"warning: {text}")
-
-
-def describe_waiting(cells: Sequence[Cell]) -> str:
-    """How far each is."""
-    return ", ".join(_describe_progress(read_cell(cell.folder) or cell) for cell in cells)
-
-
-def _describe_progress(cell: Cell) -> str:
-    where = f"{cell.folder.parent.name} {cell.folder.name}"
-    return where if cell.requests is None else f"{where} ({cell.answered:,} of {cell.requests:,} answered)"

@@ -27,6 +27,7 @@ from vlmkit.evaluation.merged import (
     merged_path,
     read_merged,
 )
+from vlmkit.jobs import JobPlace, JobState, read_job, read_report
 from vlmkit.paths import RunPaths, held_lock
 
 Imports = dict[str, tuple[float, str]]  # key of a result → its value, and the file it was in
@@ -180,11 +181,20 @@ def _metrics(cell: Cell) -> dict[str, Metric]:
 def _why_missing(cell: Cell) -> str:
     match cell.state:
         case CellState.planned | CellState.begun:
-            return cell.state.value
+            return "; ".join(filter(None, [cell.state.value, _failure_of_job(cell)]))
         case CellState.failed:
             return f"failed: {cell.reason}"
         case CellState.done:
             return "gives no number"
+
+
+def _failure_of_job(cell: Cell) -> str:
+    """What the job that was to answer a cell said when it failed; one that SLURM ended could say nothing."""
+    place = JobPlace.of_cell(cell.folder)
+    job, report = read_job(place), read_report(place)
+    if job is None or report is None or report.job_id != job.job_id or report.state is not JobState.failed:
+        return ""
+    return f"job {job.job_id} failed: {report.reason}; see {job.log}"
 
 
 def _imports(folder: Path, earlier: Merged, imported: Path | None) -> Imports:

@@ -1,24 +1,27 @@
-"""Who answers the cells that a run plans while it trains: processes beside it, or its own (``runner.py``)."""
+"""Who answers planned cells: processes on this machine, SLURM jobs, or a run's own processes (``runner.py``)."""
 
+import math
 import os
 import random
+import shlex
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from vlmkit.config import EvalsConfig, EvalsWhere, as_override
+from vlmkit.config import EvalsConfig, EvalsWhere, TrainConfig, as_override
 from vlmkit.distributed import Ranks
-from vlmkit.errors import one_line
+from vlmkit.errors import UserError, one_line
 from vlmkit.evaluation.cells import Cell, CellState, read_cell
+from vlmkit.evaluation.submission import Submission, checkpoints_of, describe
 from vlmkit.interrupt import StopSignal
 from vlmkit.launched import own_environment
 from vlmkit.paths import whole_file
@@ -28,6 +31,8 @@ from vlmkit.tracking.console import Screen
 Say = Callable[[str], None]
 
 EVAL_COMMAND = (sys.executable, "-m", "vlmkit.eval")
+SECONDS_BETWEEN_LOOKS = 0.2  # at what is waited for
+SECONDS_BETWEEN_LINES = 60.0
 SECONDS_TO_LEAVE = 10.0  # for a process that was asked to end: after its batch, or else at once
 
 
@@ -39,6 +44,9 @@ class CellWorkers(Protocol):
 
     def poll(self) -> list[Cell]:
         """Look after what was started; return the cells that the run must wait for at its end."""
+
+    def retry(self) -> None:
+        """Try again, at the end of the run, what could not be started."""
 
     def close(self) -> None:
         """End what still works for this run alone; those cells go on with the run's next start."""
@@ -53,6 +61,9 @@ class NoWorkers:
     def poll(self) -> list[Cell]:
         """Nothing to wait for."""
         return []
+
+    def retry(self) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Nothing."""
@@ -88,6 +99,9 @@ class InlineWorkers:
     def poll(self) -> list[Cell]:
         """Nothing goes on."""
         return []
+
+    def retry(self) -> None:
+        """Nothing: the run's next start does."""
 
     def close(self) -> None:
         """Nothing."""
@@ -133,6 +147,9 @@ class LocalWorkers:
         shares = [*(child.cells for child in self._children), *self._waiting]
         return [cell for share in shares for cell in share]
 
+    def retry(self) -> None:
+        """Nothing: the run's next start does."""
+
     def close(self) -> None:
         """Ask all to end, and wait until they have; what they have answered is on disk."""
         self._waiting.clear()
@@ -158,12 +175,11 @@ class LocalWorkers:
                 self._say(f"warning: cannot start an evaluation of {cells[0].folder.parent.name}: {error}")
 
     def _start_child(self, cells: Sequence[Cell], slot: int) -> _Child:
-        named = ",".join(as_override(str(cell.folder)) for cell in cells)
         log = free_log(cells[0].folder.parent)
         gpu = {} if self._gpus is None else {"CUDA_VISIBLE_DEVICES": str(self._gpus[slot % len(self._gpus)])}
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [*self._command, f"cells=[{named}]"],
+                [*self._command, named_cells(cells)],
                 env=own_environment(os.environ) | gpu,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -173,15 +189,134 @@ class LocalWorkers:
         return _Child(cells, slot, process, log)
 
 
-def build_workers(config: EvalsConfig, screen: Screen, stop: StopSignal, ranks: Ranks) -> CellWorkers:
+class SlurmWorkers:
+    """SLURM jobs, one for each cell. They are handed over beside the run, which waits neither for SLURM nor for them.
+
+    What is not taken is handed over again with the next cells, and at the end of the run.
+    """
+
+    def __init__(self, submit: Callable[[Sequence[Cell]], Submission], say: Say) -> None:
+        """Nothing is handed over yet.
+
+        Args:
+            submit: Begins to hand cells over.
+            say: Gets a line for each time.
+        """
+        self._submit = submit
+        self._say = say
+        self._open: list[Cell] = []  # not taken yet
+        self._wanted = False  # whether they are handed over as soon as no other submission is under way
+        self._submission: Submission | None = None
+
+    def start(self, cells: Sequence[Cell]) -> None:
+        """Hand over the cells, and those that were not taken before."""
+        self._open += cells
+        self.retry()
+
+    def retry(self) -> None:
+        """Hand over what was not taken."""
+        self._wanted = True
+        self._begin()
+
+    def poll(self) -> list[Cell]:
+        """See what became of a submission; what is not handed over yet is waited for as long as one is under way."""
+        if self._submission is not None:
+            self._look(self._submission)
+        self._begin()
+        return self._open if self._submission is not None else []
+
+    def close(self) -> None:
+        """Let a submission end if it does so soon; say what is not handed over, and how it can be."""
+        deadline = monotonic() + SECONDS_TO_LEAVE
+        while self._submission is not None and monotonic() < deadline:
+            sleep(SECONDS_BETWEEN_LOOKS)
+            self._look(self._submission)
+        if self._submission is not None:
+            self._submission.close()
+            self._submission = None
+        if self._open:
+            names = ", ".join(f"{cell.folder.parent.name} {cell.folder.name}" for cell in self._open)
+            again = f"python -m vlmkit.eval {shlex.quote(named_cells(self._open))} evals=slurm"
+            self._say(f"warning: not handed over to SLURM: {names}; the run's next start does it, or: {again}")
+
+    def _begin(self) -> None:
+        if self._submission is not None or not (self._wanted and self._open):
+            return
+        self._wanted = False
+        try:
+            self._submission = self._submit(tuple(self._open))
+        except OSError as error:
+            self._warn(self._open, error)
+
+    def _look(self, submission: Submission) -> None:
+        try:
+            result = submission.poll()
+            if result is None:
+                return
+            self._open = [cell for cell in self._open if cell not in submission.cells]
+            for line in describe(submission.cells, result):
+                self._say(line)
+        except UserError as error:
+            self._warn(submission.cells, error)
+        self._submission = None
+
+    def _warn(self, cells: Sequence[Cell], error: Exception) -> None:
+        self._say(f"warning: evaluations of {checkpoints_of(cells)} are not handed over to SLURM now: {error}")
+
+
+def build_workers(config: TrainConfig, screen: Screen, stop: StopSignal, ranks: Ranks) -> CellWorkers:
     """Those that ``evals`` asks for, of this process of the run."""
-    match config.where:
+    evals = config.evals
+    match evals.where:
         case EvalsWhere.inline:
             return InlineWorkers(screen, stop, ranks)
         case EvalsWhere.local if ranks.is_main:
-            return LocalWorkers(config, screen.say)
+            return LocalWorkers(evals, screen.say)
+        case EvalsWhere.slurm if ranks.is_main:
+            return SlurmWorkers(lambda cells: Submission(cells, evals, config.cluster), screen.say)
         case _:
             return NoWorkers()
+
+
+def answer_beside(cells: Sequence[Cell], config: EvalsConfig, screen: Screen, stop: StopSignal) -> None:
+    """Have cells of any checkpoints answered by processes on this machine, and wait until all are; a signal ends it."""
+    waiting = Waiting(screen)
+    with closing(LocalWorkers(config, screen.say)) as workers:
+        for folder in dict.fromkeys(cell.folder.parent for cell in cells):
+            workers.start([cell for cell in cells if cell.folder.parent == folder])
+        while (under_way := workers.poll()) and not stop.received:
+            waiting.pause(under_way)
+
+
+class Waiting:
+    """For cells that others answer: a line now and then says how far they are."""
+
+    def __init__(self, screen: Screen, what: str = "evaluations") -> None:
+        self._screen = screen
+        self._what = what
+        self._told = -math.inf
+
+    def pause(self, cells: Sequence[Cell]) -> None:
+        """A moment, between two looks."""
+        if monotonic() - self._told >= SECONDS_BETWEEN_LINES:
+            self._screen.say(f"waiting for {self._what}: {describe_waiting(cells)}")
+            self._told = monotonic()
+        sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def describe_waiting(cells: Sequence[Cell]) -> str:
+    """How far each is."""
+    return ", ".join(_describe_progress(read_cell(cell.folder) or cell) for cell in cells)
+
+
+def _describe_progress(cell: Cell) -> str:
+    where = f"{cell.folder.parent.name} {cell.folder.name}"
+    return where if cell.requests is None else f"{where} ({cell.answered:,} of {cell.requests:,} answered)"
+
+
+def named_cells(cells: Sequence[Cell]) -> str:
+    """The argument of ``vlmkit.eval`` that names planned cells."""
+    return f"cells=[{','.join(as_override(str(cell.folder)) for cell in cells)}]"
 
 
 @contextmanager
