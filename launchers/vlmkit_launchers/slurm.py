@@ -1,8 +1,9 @@
 """Tasks become SLURM jobs, through submitit."""
 
+import io
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from vlmkit.config import JobConfig
 from vlmkit.errors import UserError
 from vlmkit.launched import submission_environment
 from vlmkit_launchers.task import Task
+
+SBATCH = "sbatch: error: "  # begins each line in which it says what is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,13 @@ def submit(
     Raises:
         UserError: SLURM did not take them; the message is its own.
     """
+    if {"%", "\n"} & set(str(folder.absolute())):
+        raise UserError(f"{str(folder)!r}: SLURM cannot write logs there, as it takes % for a pattern: use another name")
     from submitit.core.utils import FailedJobError, FailedSubmissionError  # 0.2 s
     from submitit.slurm.slurm import SlurmExecutor
 
     try:
-        with _environment_of_a_submission():
+        with _environment_of_a_submission(), redirect_stderr(io.StringIO()):  # what sbatch says is in the error
             executor = SlurmExecutor(folder)
             executor.update_parameters(**_parameters(job, name, parallelism or len(tasks), dependency))
             with executor.batch():
@@ -59,6 +64,7 @@ def submit(
 def _parameters(job: JobConfig, name: str, parallelism: int, dependency: str | None) -> dict[str, Any]:
     """As submitit names them; what is None it leaves to SLURM."""
     more: dict[str, Any] = {"requeue": True} | (job.additional_parameters or {})
+    more = {option: value for option, value in more.items() if value is not None and value is not False}
     if dependency is not None:
         more["kill-on-invalid-dep"] = "yes"
     return {
@@ -81,9 +87,17 @@ def _parameters(job: JobConfig, name: str, parallelism: int, dependency: str | N
         "array_parallelism": parallelism,
         "wckey": None,
         "stderr_to_stdout": True,
-        "srun_args": ["--kill-on-bad-exit=1"],  # who waits for a process that failed waits for ever
+        "srun_args": _srun_args(job),
         "additional_parameters": more,
     }
+
+
+def _srun_args(job: JobConfig) -> list[str]:
+    """What srun is told besides."""
+    args = ["--kill-on-bad-exit=1"]  # who waits for a process that failed waits for ever
+    if job.cpus_per_task is not None:
+        args.append(f"--cpus-per-task={job.cpus_per_task}")  # from SLURM 22.05 on it does not take sbatch's for its own
+    return args
 
 
 @contextmanager
@@ -104,5 +118,5 @@ def _become(environment: dict[str, str]) -> None:
 def _reason(error: Exception) -> str:
     """What sbatch said, which submitit puts at the end of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    own = [line for line in lines if line.startswith(("sbatch: error:", "srun: error:"))]
+    own = [line.removeprefix(SBATCH) for line in lines if line.startswith(SBATCH)]
     return "; ".join(own or lines[-1:] or [type(error).__name__])
