@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from vlmkit.errors import UserError
 from vlmkit.launched import submission_environment
 from vlmkit_launchers.task import Task
 
-SBATCH = "sbatch: error: "  # begins each line in which it says what is wrong
+SBATCH = re.compile(r"sbatch: (error: )?")  # begins each line in which it says what is wrong
+LEFT_BEHIND = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh")  # by a submission that failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ def submit(
 ) -> list[Submitted]:
     """Hand tasks over as one job, or as an array if there are several. None of a job that this may be part of counts.
 
+    Only one process at a time may submit from a folder.
+
     Args:
         tasks: What each job runs.
         job: What each asks for, with nothing left open (``JobConfig.on``).
@@ -43,10 +47,12 @@ def submit(
         dependency: What must come first, as in afterany:12. A job whose dependency cannot come is cancelled.
 
     Raises:
-        UserError: SLURM did not take them; the message is its own.
+        UserError: SLURM did not take them, and the message is its own; or they could not be written down for it.
     """
     if {"%", "\n"} & set(str(folder.absolute())):
-        raise UserError(f"{str(folder)!r}: SLURM cannot write logs there, as it takes % for a pattern: use another name")
+        raise UserError(
+            f"{str(folder)!r}: SLURM cannot write logs there, as it takes % for a pattern: use another name"
+        )
     from submitit.core.utils import FailedJobError, FailedSubmissionError  # 0.2 s
     from submitit.slurm.slurm import SlurmExecutor
 
@@ -57,6 +63,9 @@ def submit(
             with executor.batch():
                 jobs = [executor.submit(task) for task in tasks]
     except (OSError, RuntimeError, FailedJobError, FailedSubmissionError) as error:
+        _clear_away(folder)
+        if isinstance(error, OSError):
+            raise UserError(f"{name} cannot be submitted: {error}") from error
         raise UserError(f"SLURM did not take {name}: {_reason(error)}") from error
     return [Submitted(each.job_id, each.paths.stdout) for each in jobs]
 
@@ -115,8 +124,15 @@ def _become(environment: dict[str, str]) -> None:
     os.environ.update(environment)
 
 
+def _clear_away(folder: Path) -> None:
+    """Or who tries again and again would fill the folder."""
+    for path in folder.glob("*"):
+        if LEFT_BEHIND.fullmatch(path.name) and not path.is_symlink():  # a link is of a submission that went well
+            path.unlink()
+
+
 def _reason(error: Exception) -> str:
     """What sbatch said, which submitit puts at the end of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    own = [line.removeprefix(SBATCH) for line in lines if line.startswith(SBATCH)]
+    own = [line[said.end() :] for line in lines if (said := SBATCH.match(line))]
     return "; ".join(own or lines[-1:] or [type(error).__name__])
