@@ -1,18 +1,17 @@
 """A job in SLURM is never worse than running its command again."""
 
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.conftest import Slurm
+from tests.slurm.conftest import Jobs, Slurm, Started, lines_of, text
 from vlmkit.config import ClusterConfig, JobConfig
 from vlmkit.errors import UserError
-from vlmkit.jobs import JobPlace, JobReport, JobState, read_report
+from vlmkit.jobs import JobPlace, JobState
 from vlmkit_launchers.slurm import submit
 from vlmkit_launchers.task import Task
 
@@ -40,108 +39,12 @@ time.sleep(600)
 """
 
 
-@dataclass(frozen=True)
-class Started:
-    """A job, and what is known of it."""
-
-    job_id: str
-    log: Path
-    folder: Path
-
-    @property
-    def starts(self) -> int:
-        """How often its command has begun."""
-        return len(lines_of(self.folder / "starts"))
-
-    @property
-    def report(self) -> JobReport | None:
-        """What it said last of itself."""
-        return read_report(JobPlace.of_folder(self.folder))
-
-    @property
-    def said(self) -> tuple[JobState, str] | None:
-        """Its last report, in short."""
-        return (self.report.state, self.report.reason) if self.report else None
-
-
-class Jobs:
-    """Submits commands to the cluster."""
-
-    def __init__(self, slurm: Slurm, folder: Path) -> None:
-        self.slurm = slurm
-        self._folder = folder
-        self._ids: list[str] = []
-
-    def submit(self, *commands: Sequence[str], max_requeues: int = 5, dependency: str | None = None,
-               parallelism: int | None = None, **job: object) -> list[Started]:  # fmt: skip
-        """Commands as one job, or as an array. In a command FOLDER stands for the folder of the job."""
-        config = JobConfig(**job).on(ClusterConfig())
-        first = len(list(self._folder.glob("job_*")))
-        folders = [self._folder / f"job_{number}" for number in range(first, first + len(commands))]
-        tasks = [
-            Task([part.replace("FOLDER", str(folder)) for part in command], JobPlace.of_folder(folder),
-                 config.environment or {}, max_requeues)
-            for command, folder in zip(commands, folders, strict=True)
-        ]  # fmt: skip
-        for folder in folders:
-            folder.mkdir(parents=True)
-        taken = submit(tasks, config, self._folder / "logs", "vlmkit-test", parallelism, dependency)
-        self._ids += [each.job_id for each in taken]
-        return [Started(each.job_id, each.log, folder) for each, folder in zip(taken, folders, strict=True)]
-
-    def state(self, job: Started) -> str:
-        """What accounting says of a job."""
-        return self.slurm.states(job.job_id).get(job.job_id, "")
-
-    def wait_for(self, state: str, *jobs: Started, timeout_s: float = 60) -> None:
-        """Wait until accounting says so of all."""
-        self.slurm.wait_until(lambda: {self.state(job) for job in jobs} == {state}, timeout_s)
-
-    def wait_for_starts(self, count: int, *jobs: Started) -> None:
-        """Wait until the command of each has begun so often, and can be told to leave."""
-        self.slurm.wait_until(lambda: all(f"work of start {count}" in text(job.log) for job in jobs))
-
-    def signal(self, name: str, *jobs: Started) -> None:
-        """As SLURM does shortly before a job's time is up, or when its place is needed."""
-        for job in jobs:
-            self.slurm.run("scancel", f"--signal={name}", job.job_id)
-
-    def in_queue(self, job: Started) -> str:
-        """What the queue says of a job."""
-        return self.slurm.run("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job.job_id}")
-
-    def end_all(self) -> None:
-        """None is left for the next test."""
-        if self._ids:
-            self.slurm.run("scancel", "--quiet", *self._ids)
-            mine = {job_id.partition("_")[0] for job_id in self._ids}
-            self.slurm.wait_until(lambda: not mine & set(self.slurm.run("squeue", "-h", "--format=%F").split()))
-
-
-@pytest.fixture
-def jobs(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
-    for name, value in slurm.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    jobs = Jobs(slurm, tmp_path)
-    yield jobs
-    jobs.end_all()
-
-
 def python(code: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", code, *arguments]
 
 
 def work(starts: int, saving_s: float = 0) -> list[str]:
     return python(WORK, "FOLDER/starts", str(starts), str(saving_s))
-
-
-def text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
-
-
-def lines_of(path: Path) -> list[str]:
-    return text(path).splitlines()
 
 
 def own_lines(job: Started) -> list[str]:
@@ -267,23 +170,18 @@ def test_processes_know_each_other(jobs: Jobs) -> None:
     jobs.wait_for("COMPLETED", two_nodes, one_node)
     for job, per_node in ((two_nodes, 1), (one_node, 2)):
         port = 15_000 + int(job.job_id) % 15_000
-        own = [line.split()[1:] for line in lines_of(job.log) + lines_of(log_of_second(job)) if line.startswith("told")]
+        own = [line.split()[1:] for line in lines_of(job.log) + lines_of(job.second_log) if line.startswith("told")]
         ranks = [["0", "0", "0"], ["1", "0", "1"] if per_node == 1 else ["1", "1", "0"]]
         assert own == [[*rank, "2", str(per_node), "127.0.0.1", str(port)] for rank in ranks]
 
 
-def log_of_second(job: Started) -> Path:
-    """What the second process of a job prints."""
-    return job.log.with_name(job.log.name.replace("_0_log", "_1_log"))
-
-
 def test_a_signal_to_several_processes_has_the_job_queued_again_once(jobs: Jobs) -> None:
     [job] = jobs.submit(work(2), nodes=2)
-    jobs.slurm.wait_until(lambda: text(log_of_second(job)).count("work of start 1"))
+    jobs.slurm.wait_until(lambda: text(job.second_log).count("work of start 1"))
     jobs.wait_for_starts(1, job)
     jobs.signal("USR2", job)
     jobs.wait_for("COMPLETED", job)
-    for log in (job.log, log_of_second(job)):
+    for log in (job.log, job.second_log):
         own = [line for line in lines_of(log) if line.startswith(("work", "saved"))]
         assert own == ["work of start 1", "saved after SIGUSR2", "work of start 2"]
 
@@ -404,7 +302,7 @@ print("submitted", submit([task], ClusterConfig(), folder / "logs", "vlmkit-inne
 """
     [job] = jobs.submit(python(f"import os\nif os.environ['RANK'] == '1':\n exec({outer!r})"), nodes=2)
     jobs.wait_for("COMPLETED", job)
-    inner_id = text(log_of_second(job)).split("submitted ")[1].split()[0]
+    inner_id = text(job.second_log).split("submitted ")[1].split()[0]
     log = job.folder / "logs" / f"{inner_id}_0_log.out"
     jobs.slurm.wait_until(lambda: f"told None 1 {jobs.slurm.environment['SLURM_CONF']}" in text(log))
 
