@@ -573,7 +573,9 @@ class JobConfig:
     mail_type: str | None = None  # as in END,FAIL
     setup: list[str] | None = None  # lines of shell before it begins, as in "module load cuda"
     environment: dict[str, str] | None = None  # variables for it; no secrets: they would be in files
-    additional_parameters: dict[str, Any] | None = None  # other options of sbatch, as in {exclude: n7}; true: no value
+    additional_parameters: dict[str, Any] | None = (
+        None  # other options of sbatch, as in {exclude: n7}; true: no value, false: left out
+    )
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -52,7 +52,7 @@ class Task:
         except JobError as error:
             if self._failure() is None:  # or what failed first has ended this process too
                 self._report(JobState.failed, str(error))
-            raise SystemExit(f"error: {redact(str(error))}") from None
+            raise SystemExit(f"the job failed: {redact(str(error))}") from None
 
     def _run(self) -> None:
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
@@ -202,8 +202,10 @@ def _answer(*command: str) -> str:
     """
     deadline = time.monotonic() + PATIENCE_S
     while (done := subprocess.run(command, capture_output=True, text=True)).returncode != 0:
+        problem = " ".join(done.stderr.split()) or f"{command[0]} ended with {done.returncode}"
         if time.monotonic() > deadline:
-            raise JobError(f"{shlex.join(command)}: {' '.join(done.stderr.split()) or f'ended with {done.returncode}'}")
+            raise JobError(f"is not queued again: {problem}")
+        _say(f"asking again: {problem}")
         time.sleep(PAUSE_S)
     return done.stdout.strip()
 

@@ -1,8 +1,11 @@
 """A job in SLURM is never worse than running its command again."""
 
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -311,3 +314,29 @@ def test_where_slurm_is_not_that_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match='SLURM did not take vlmkit-test: Could not detect "srun"'):
         submit([Task(["true"], JobPlace.of_folder(tmp_path), {}, 0)], ClusterConfig(), tmp_path, "vlmkit-test")
+
+
+def test_a_job_waits_for_a_controller_that_is_away_for_a_moment(jobs: Jobs) -> None:
+    group = "import os; open('FOLDER/group', 'w').write(str(os.getpgrp()))\n"
+    [job] = jobs.submit(python(group + WORK, "FOLDER/starts", "2", "0"))
+    jobs.wait_for_starts(1, job)
+    with without_controller(jobs.slurm):
+        os.killpg(int(text(job.folder / "group")), signal.SIGUSR2)
+        jobs.slurm.wait_until(lambda: "asking again: slurm_load_jobs error: " in text(job.log))
+    jobs.wait_for("COMPLETED", job)
+    assert own_lines(job) == ["work of start 1", "saved after SIGUSR2", "work of start 2"]
+
+
+@contextmanager
+def without_controller(slurm: Slurm) -> Iterator[None]:
+    """SLURM's controller has ended while this is entered."""
+    pid = slurm.directory / "run" / "slurmctld.pid"
+    process = Path("/proc", text(pid).strip())
+    os.kill(int(process.name), signal.SIGTERM)
+    slurm.wait_until(lambda: not process.exists())
+    try:
+        yield
+    finally:
+        start = f"setsid slurmctld -D >> {slurm.directory}/log/slurmctld.log 2>&1 & echo $! > {pid}"
+        environment = os.environ | slurm.environment | {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
+        subprocess.run(["sh", "-c", start], env=environment, check=True)
