@@ -573,9 +573,8 @@ class JobConfig:
     mail_type: str | None = None  # as in END,FAIL
     setup: list[str] | None = None  # lines of shell before it begins, as in "module load cuda"
     environment: dict[str, str] = field(default_factory=dict)  # variables for it; no secrets: they would be in files
-    additional_parameters: dict[str, Any] = field(
-        default_factory=dict
-    )  # of sbatch, beyond these; true: without a value
+    # Other options of sbatch, as in {exclude: n7}; true: without a value, false: left out.
+    additional_parameters: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -17,15 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from vlmkit.jobs import JobPlace, JobReport, JobState, read_job
+from vlmkit.jobs import JobPlace, JobReport, JobState, read_report
 from vlmkit.redact import redact
+from vlmkit_launchers.logs import last_line
 
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)  # time is nearly up; another job needs the place
 FIRST_PORT, PORTS = 15_000, 15_000  # below those that systems give to clients
+START = "== start"  # begins what a log says of each
+PATIENCE_S, PAUSE_S = 60.0, 3.0  # how long, and how often, SLURM is asked again if it does not answer
 
 
 class JobError(RuntimeError):
-    """A job that did not do its work: raised in it, so that SLURM calls it FAILED."""
+    """A job did not do its work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,50 +45,67 @@ class Task:
         """Run the command in this task of the job.
 
         Raises:
-            JobError: It failed, or was stopped and may not be queued again.
+            SystemExit: It failed, or was stopped and may not be queued again: SLURM then calls the job FAILED.
         """
         try:
             self._run()
         except JobError as error:
-            self._report(JobState.failed, str(error))
-            raise
+            if self._failure() is None:  # or what failed first has ended this process too
+                self._report(JobState.failed, str(error))
+            raise SystemExit(f"the job failed: {redact(str(error))}") from None
 
     def _run(self) -> None:
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
-        if restarts > self.max_requeues:
-            raise JobError(f"was queued again {restarts} times, more than max_requeues={self.max_requeues}")
-        told = f"start {restarts + 1}: {shlex.join(redact(self.command))}"
         if _is_first():
             self._report(JobState.running, "")
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), told, flush=True)  # noqa: T201
+        if restarts > self.max_requeues:
+            raise JobError(f"was queued again {restarts} times, more than max_requeues={self.max_requeues}")
         with _remembered_signals() as received:
-            code = _as_shells_do(subprocess.call(self.command, env=dict(os.environ) | self.environment | rendezvous()))
+            code = self._call(restarts + 1)
         if code in (0, os.EX_TEMPFAIL):
             if _is_first():
                 self._report(JobState.done, "" if code == 0 else "left to another process")
-        elif received and code in [128 + number for number in STOP_SIGNALS]:
+        elif received and as_shells_do(code) in [128 + number for number in STOP_SIGNALS]:
             if _is_first():  # when it has left, what all processes had to save is saved
                 self._queue_again(restarts, received[0])
         else:
-            raise JobError(f"{_last_line(self.place)} (ended with {code})")
+            raise JobError(how_it_failed(code, _own_log()))
+
+    def _call(self, start: int) -> int:
+        """Run the command; how it ended, as subprocess has it."""
+        _say(f"{START} {start}: {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(redact(self.command))}")
+        try:
+            return subprocess.call(self.command, env=dict(os.environ) | self.environment | rendezvous())
+        except OSError as error:
+            raise JobError(f"cannot be started: {error}") from error
 
     def _queue_again(self, restarts: int, received: signal.Signals) -> None:
         """Unless SLURM already does something with this job: was it cancelled, or is queued again by SLURM itself."""
-        job = os.environ["SLURM_JOB_ID"]
-        now = subprocess.run(["squeue", "--noheader", "--format=%T", f"--jobs={job}"], capture_output=True, text=True)
-        if now.stdout.strip() != "RUNNING":
+        if (reason := self._failure()) is not None:  # srun ends all processes if one fails, with SIGTERM too
+            raise JobError(reason)
+        if _answer("squeue", "--noheader", "--format=%T", f"--jobs={job_id()}") != "RUNNING":
             return
         if restarts == self.max_requeues:
             raise JobError(f"stopped by {received.name}, and max_requeues={restarts} are used up")
         self._report(JobState.waiting, f"stopped by {received.name}, queued again")
-        subprocess.run(["scontrol", "requeue", job], check=True)
+        _answer("scontrol", "requeue", job_id())
+
+    def _failure(self) -> str | None:
+        """Why a process of this job has failed, if one has."""
+        report = read_report(self.place)
+        if report is None or (report.job_id, report.state) != (job_id(), JobState.failed):
+            return None
+        return report.reason
 
     def _report(self, state: JobState, reason: str) -> None:
-        JobReport(job_id(), state, redact(reason), self.config, time.time()).write(self.place)
+        try:
+            JobReport(job_id(), state, redact(reason), self.config, time.time()).write(self.place)
+        except OSError as error:  # the work counts more
+            _say(f"warning: {state.value}, but that cannot be written down: {error}")
 
 
 def job_id() -> str:
-    """This job's id, as 12 or as 12_3 in an array."""
+    """This job's id, as 12 or as 12_3 in an array: SLURM_JOB_ID is for one job of an array that of them all."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
@@ -138,19 +158,32 @@ def _remembered_signals() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def _as_shells_do(code: int) -> int:
+def as_shells_do(code: int) -> int:
     """128 + N for a process that signal N ended, as many end themselves after a signal."""
     return 128 - code if code < 0 else code
 
 
-def _last_line(place: JobPlace) -> str:
-    """What the command said last: nothing else has written to the log meanwhile."""
-    job = read_job(place)
-    try:
-        lines = Path(job.log).read_text(errors="replace").split("\n") if job else []
-    except OSError:
-        lines = []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "the command failed")
+def how_it_failed(code: int, log: Path) -> str:
+    """One line about a command that failed.
+
+    Args:
+        code: How it ended, as subprocess has it: -N for signal N.
+        log: What it printed, and what was said before it began.
+    """
+    line = last_line(log)
+    said = "" if line.startswith(START) else line
+    if code >= 0:
+        return f"{said or 'the command failed'} (ended with {code})"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    perhaps = ", perhaps as memory ran out" if name == "SIGKILL" else ""
+    return f"ended by {name}{perhaps}" + (f"; it said last: {said}" if said else "")
+
+
+def _own_log() -> Path:
+    """What this task of the job prints."""
+    from submitit import JobEnvironment
+
+    return JobEnvironment().paths.stdout
 
 
 def _is_first() -> bool:
@@ -159,3 +192,23 @@ def _is_first() -> bool:
 
 def _told(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _answer(*command: str) -> str:
+    """What a command of SLURM says; its controller may be away for a moment.
+
+    Raises:
+        JobError: It failed again and again.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while (done := subprocess.run(command, capture_output=True, text=True)).returncode != 0:
+        problem = " ".join(done.stderr.split()) or f"{command[0]} ended with {done.returncode}"
+        if time.monotonic() > deadline:
+            raise JobError(f"is not queued again: {problem}")
+        _say(f"asking again: {problem}")
+        time.sleep(PAUSE_S)
+    return done.stdout.strip()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201

@@ -1,0 +1,53 @@
+"""What a job does around its command, where no SLURM is needed; ``tests/slurm/`` has the rest."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlmkit.jobs import JobPlace, JobState, read_report
+from vlmkit_launchers.task import START, Task, how_it_failed, rendezvous
+
+
+@pytest.fixture(autouse=True)
+def in_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+
+
+def test_a_job_reports_and_gives_its_command_the_variables_of_its_config(tmp_path: Path) -> None:
+    place = JobPlace.of_folder(tmp_path)
+    wants = "import os, sys; sys.exit(os.environ['OWN'] != 'a b')"
+    Task([sys.executable, "-c", wants], place, {"OWN": "a b"}, 0, "digest")()
+    report = read_report(place)
+    assert report is not None
+    assert (report.job_id, report.state, report.reason, report.config) == ("12", JobState.done, "", "digest")
+
+
+def test_a_report_that_cannot_be_written_does_not_stop_the_work(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    Task(["echo", "worked"], JobPlace.of_folder(tmp_path / "file"), {}, 0)()
+    told = capfd.readouterr().out
+    assert "\nworked\n" in told
+    assert "warning: done, but that cannot be written down: [Errno " in told
+
+
+@pytest.mark.parametrize(
+    ("code", "printed", "told"),
+    [
+        (1, "Traceback\nValueError: no good\n\n", "ValueError: no good (ended with 1)"),
+        (1, "", "the command failed (ended with 1)"),
+        (-11, "step 7\n", "ended by SIGSEGV; it said last: step 7"),
+        (-9, "", "ended by SIGKILL, perhaps as memory ran out"),
+        (-40, "", "ended by signal 40"),
+    ],
+)
+def test_a_failure_is_told_in_one_line(tmp_path: Path, code: int, printed: str, told: str) -> None:
+    (tmp_path / "log").write_text(f"{START} 1: python -m vlmkit.train\n{printed}")
+    assert how_it_failed(code, tmp_path / "log") == told
+
+
+def test_one_process_meets_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert rendezvous() == {}
