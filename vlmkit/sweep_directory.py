@@ -1,8 +1,10 @@
 """What lies in the folder of a sweep: the jobs of its manifest, and runs that were started in another way."""
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -14,6 +16,7 @@ from vlmkit.paths import RunPaths, is_locked
 from vlmkit.run_directory import read_config
 from vlmkit.tracking.jsonl import read_last_step
 
+SCHEDULE = ("evals", "eval_suite", "trainer")  # the groups that say what is evaluated when
 DEEPEST = 4  # folders between that of the sweep and those of its jobs: a value with a slash makes one
 
 
@@ -111,7 +114,8 @@ class RunProgress:
         """Of the run in a folder; None if there is none, or its config cannot be read."""
         paths = RunPaths(folder)
         try:
-            schedule = Schedule.from_plain(read_config(paths))
+            config = read_config(paths)
+            schedule = _schedule(json.dumps({name: config[name] for name in SCHEDULE if name in config}))
         except (UserError, KeyError, TypeError):
             return None
         reached = max([read_last_step(paths.metrics), *paths.all_checkpoints])
@@ -131,6 +135,11 @@ class RunProgress:
     def is_whole(self) -> bool:
         """Whether it has trained to its end."""
         return self.reached >= self.last_step
+
+
+@cache  # runs of a sweep have few, and to check one takes as long as to read all else of a run
+def _schedule(said: str) -> Schedule:
+    return Schedule.from_plain(json.loads(said))
 
 
 def _last_written(path: Path) -> float | None:
