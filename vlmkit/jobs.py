@@ -239,6 +239,7 @@ def _stand(place: JobPlace, job: Job, report: JobReport | None, slurm: Mapping[s
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 NO_ANSWER = "SLURM does not answer here"
+NOT_KNOWN = "SLURM here does not know it, or not any more"
 NO_SUCH_JOB = "Invalid job id specified"  # all that squeue says if it was asked for one job alone
 ARRAY = re.compile(r"(\d+)_\[([\d,:-]+)(?:%\d+)?\]")  # jobs of an array that never began, as sacct has them
 
@@ -272,7 +273,7 @@ def slurm_states(job_ids: Iterable[str]) -> dict[str, SlurmState]:
     queue = _ask("squeue", "--noheader", "--array", "--states=all", jobs, "--format=%i|%T|%r|%o")
     account = _ask("sacct", "--noheader", "--allocations", "--parsable2", jobs, "--format=JobID,State,SubmitLine")
     states = _accounted(account or []) | _queued(queue or [])  # the queue is never late
-    missing = NO_ANSWER if queue is None else "SLURM here does not know it, or not any more"
+    missing = NO_ANSWER if queue is None else NOT_KNOWN
     return {job_id: states.get(job_id, SlurmState(JobState.unknown, "", missing)) for job_id in wanted}
 
 
