@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,13 @@ settings.load_profile("vlmkit")
 torch.set_num_threads(1)  # as tests run side by side
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says that tests on SLURM were skipped, and what to install; under -q no other line gives a reason."""
+    skipped = [report for report in terminalreporter.getreports("skipped") if report.nodeid.startswith("tests/slurm/")]
+    for reason, count in Counter(report.longrepr[2] for report in skipped).items():
+        terminalreporter.write_line(f"tests/slurm: {count} tests skipped: {reason.removeprefix('Skipped: ')}")
 
 
 def composed(command: str, *overrides: str) -> Any:
