@@ -151,6 +151,7 @@ SCRIPT = "/sweep/logs/.submission_file_1.sh"
         ("", "7_1|OUT_OF_MEMORY|x", SlurmState(JobState.ended, "OUT_OF_MEMORY", "", "x")),
         ("", "7_1|CANCELLED by 1000|x", SlurmState(JobState.ended, "CANCELLED", "", "x")),
         ("", "7_[0-4%2]|CANCELLED by 0|x", SlurmState(JobState.ended, "CANCELLED", "", "x")),
+        ("", "7|CANCELLED by 0|x", SlurmState(JobState.ended, "CANCELLED", "", "x")),
         ("", "7_1|TIMEOUT|x\n7_[0-4]|PENDING|x", SlurmState(JobState.ended, "TIMEOUT", "", "x")),
         ("7_2|RUNNING|None|x", "7_11|FAILED|x", SlurmState(JobState.unknown, "", NOT_KNOWN)),
     ],

@@ -273,8 +273,9 @@ def slurm_states(job_ids: Iterable[str]) -> dict[str, SlurmState]:
     queue = _ask("squeue", "--noheader", "--array", "--states=all", jobs, "--format=%i|%T|%r|%o")
     account = _ask("sacct", "--noheader", "--allocations", "--parsable2", jobs, "--format=JobID,State,SubmitLine")
     states = _accounted(account or []) | _queued(queue or [])  # the queue is never late
-    missing = NO_ANSWER if queue is None else NOT_KNOWN
-    return {job_id: states.get(job_id, SlurmState(JobState.unknown, "", missing)) for job_id in wanted}
+    unknown = SlurmState(JobState.unknown, "", NO_ANSWER if queue is None else NOT_KNOWN)
+    # An array of which no job ever began is one job for the accounting.
+    return {job_id: states.get(job_id) or states.get(job_id.partition("_")[0], unknown) for job_id in wanted}
 
 
 def cancel_slurm(job_ids: Collection[str]) -> None:
