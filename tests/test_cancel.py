@@ -81,7 +81,7 @@ def test_a_pool_gets_one_sigterm_for_all_its_jobs(tmp_path: Path, capsys: pytest
     end = ["what runs saves and leaves; before: 1 done", "the same command as before goes on with what is not done"]
     assert capsys.readouterr().out.splitlines() == [*told, *end]
     end_sweep(tmp_path)
-    assert capsys.readouterr().out == "nothing waits or runs; before: 1 done, 2 ended\n"
+    assert capsys.readouterr().out == "nothing is to be ended; before: 1 done, 2 ended\n"
 
 
 def test_a_process_that_a_file_alone_names_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +90,7 @@ def test_a_process_that_a_file_alone_names_is_left_alone(tmp_path: Path, capsys:
         JobReport(f"host:{another.process.pid}", JobState.running, "", None, 1.0).write(places[0])
         end_sweep(tmp_path)
         assert another.process.poll() is None
-    assert capsys.readouterr().out == "nothing waits or runs; before: 1 ended\n"
+    assert capsys.readouterr().out == "nothing is to be ended; before: 1 ended\n"
 
 
 def test_what_runs_on_another_machine_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +105,7 @@ def test_a_run_that_was_started_by_hand_gets_sigterm(tmp_path: Path, capsys: pyt
         end_run(tmp_path)
         assert gets_sigterm(training)
     end_run(tmp_path)
-    assert capsys.readouterr().out.endswith("goes on with what is not done\nnothing waits or runs\n")
+    assert capsys.readouterr().out.endswith("goes on with what is not done\nnothing is to be ended\n")
     lock = RunPaths(tmp_path).lock
     with held_elsewhere(lock), pytest.raises(UserError, match="1 may go on"):
         end_run(tmp_path)
@@ -161,7 +161,7 @@ def test_all_that_waits_or_runs_is_cancelled_with_one_question(
     assert capsys.readouterr().out.splitlines() == [
         "seed=1: job 7_1 gets SIGTERM",
         "seed=2: job 7_2 does not begin any more",
-        "what runs saves and leaves; before: 1 done, 1 ended",
+        "what runs saves and leaves; before: 1 done, 1 ending, 1 ended",
         "the same command as before goes on with what is not done",
     ]
 
@@ -188,7 +188,7 @@ def test_a_job_that_is_another_s_now_is_left_alone(
     says(no_slurm, "scancel", "")
     end_sweep(tmp_path / "sweep")
     assert len((no_slurm / "asked").read_text().splitlines()) == 1
-    assert capsys.readouterr().out == "nothing waits or runs; before: 1 unknown\n"
+    assert capsys.readouterr().out == "nothing is to be ended; before: 1 unknown\n"
 
 
 def test_what_slurm_does_not_answer_for_may_go_on(

@@ -134,10 +134,11 @@ def _end(ending: Ending, screen: Screen) -> None:
 
 def describe_end(ending: Ending, standings: Iterable[JobStanding]) -> str:
     """What was over before, and how to go on."""
-    over = Counter(each.state.value for each in standings if not each.is_under_way)
+    others = [each for each in standings if each.is_ending or not each.is_under_way]
+    over = Counter("ending" if each.is_ending else each.state.value for each in others)
     before = "; before: " + ", ".join(f"{count:,} {state}" for state, count in over.items()) if over else ""
     if not ending.jobs and not ending.processes:
-        return f"nothing else waits or runs{before}" if ending.left else f"nothing waits or runs{before}"
+        return f"nothing {'else ' if ending.left else ''}is to be ended{before}"
     return f"what runs saves and leaves{before}\nthe same command as before goes on with what is not done"
 
 

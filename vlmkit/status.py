@@ -132,8 +132,10 @@ class JobOfSweep:
 
     @property
     def evaluations(self) -> str:
-        """How many of those that are due have a result."""
-        return f"{self.run.evaluations_done} of {self.run.evaluations_due}" if self.run else ""
+        """How many of those that are due by now have a result."""
+        if self.run is None or self.run.evaluations_due == 0:
+            return ""
+        return f"{self.run.evaluations_done} of {self.run.evaluations_due}"
 
     @property
     def has_holes(self) -> bool:

@@ -106,7 +106,7 @@ def test_a_cancelled_job_saves_and_is_not_queued_again(
     slurm.wait_until(lambda: set(slurm.states(stand(places)[places[0]].job.job_id).values()) == {"CANCELLED"})
     capsys.readouterr()
     end(sweep)
-    assert capsys.readouterr().out == "nothing waits or runs; before: 2 ended\n"
+    assert capsys.readouterr().out == "nothing is to be ended; before: 2 ended\n"
 
 
 @pytest.mark.parametrize("codes", [["pass"], ["pass"] * 3])

@@ -174,6 +174,7 @@ def describe_job(standing: JobStanding) -> str:
     """Where a job waits, runs or has ended, how long, and why."""
     job, age = standing.job, format_seconds(max(time.time() - standing.since, 0))
     name, why = f"job {job.job_id}", f" ({standing.reason})" if standing.reason else ""
+    log = f"; its log: {job.log}" if Path(job.log).exists() else ""
     match standing.state:
         case JobState.waiting:
             queue = "queue" if job.launcher is Launcher.slurm else "pool"
@@ -181,11 +182,11 @@ def describe_job(standing: JobStanding) -> str:
         case JobState.running:
             return f"{name} runs since {age}{why}"
         case JobState.unknown:
-            return f"what became of {name} is not known: {standing.reason}; its log: {job.log}"
+            return f"what became of {name} is not known: {standing.reason}{log}"
         case JobState.done:
             return f"{name} is done{why}"
         case state:
-            return f"{name} {'failed' if state is JobState.failed else 'was ended'}{why}; its log: {job.log}"
+            return f"{name} {'failed' if state is JobState.failed else 'was ended'}{why}{log}"
 
 
 def _is_result_name(path: Path) -> bool:
