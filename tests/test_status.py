@@ -19,7 +19,7 @@ from vlmkit.jobs import MANIFEST, Job, JobPlace, JobReport, JobState, Launcher, 
 from vlmkit.paths import RunPaths
 from vlmkit.run_directory import plain_config, read_config
 from vlmkit.status import describe_wandb, show_status, show_sweep
-from vlmkit.sweep_directory import find_sweep
+from vlmkit.sweep_directory import find_run, find_sweep
 from vlmkit.tracking.console import Screen
 from vlmkit.tracking.jsonl import JsonlTracker
 
@@ -235,6 +235,16 @@ def test_the_job_that_trains_is_told(paths: RunPaths, capsys: pytest.CaptureFixt
     with Held(place.lock):
         show_status(paths, Screen())
     assert "job          job host:1 waits in the pool since 0:00:0" in capsys.readouterr().out
+
+
+def test_a_run_that_has_not_begun_is_told_by_its_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = JobPlace.of_folder(tmp_path / "run")
+    job_of(place, tmp_path / "run")
+    with Held(place.lock):
+        show_status(find_run(str(tmp_path / "run")), Screen())
+    printed = capsys.readouterr().out
+    assert "job       job host:1 waits in the pool since 0:00:0" in printed
+    assert "training  not begun\n" in printed
 
 
 # ---- sweeps --------------------------------------------------------------------------------------------

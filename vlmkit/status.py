@@ -18,7 +18,7 @@ from vlmkit import entry
 from vlmkit.config import StatusConfig
 from vlmkit.evaluation.delivery import merge_command
 from vlmkit.evaluation.standing import RunStanding, Standing, describe_job
-from vlmkit.jobs import JobStanding, JobState, stand_of
+from vlmkit.jobs import JobPlace, JobStanding, JobState, stand, stand_of
 from vlmkit.paths import RunPaths
 from vlmkit.run_directory import read_config
 from vlmkit.sweep_directory import RunProgress, SweepEntry, find_run, find_sweep, read_entries
@@ -27,6 +27,11 @@ from vlmkit.tracking.console import Screen, format_seconds
 
 def show_status(paths: RunPaths, screen: Screen) -> None:
     """Print training, a table of evaluations, and for each that is missing the reason and the command that helps."""
+    if not paths.config.is_file():
+        own = JobPlace.of_folder(paths.root)
+        told = ", ".join(map(describe_job, stand([own]).values()))
+        screen.banner("vlmkit.status", {"run": str(paths.root), "job": told or "not readable", "training": "not begun"})
+        return
     config = read_config(paths)
     run = RunStanding(paths, config)
     standings = run.standings()

@@ -35,13 +35,13 @@ class SweepEntry:
 
 
 def find_run(name: str) -> RunPaths:
-    """The run directory that ``run`` names.
+    """The run directory that ``run`` names, or one in which a job is to begin a run.
 
     Raises:
         ConfigError: It is none.
     """
     paths = RunPaths(Path(name).expanduser().absolute())
-    require(paths.config.is_file(), "run", name, "a run directory, with a config.yaml")
+    require(_is_of_a_job(paths.root), "run", name, "a run directory, with a config.yaml")
     return paths
 
 
@@ -94,10 +94,14 @@ def _folders(parent: Path, deepest: int) -> Iterator[Path]:
     with os.scandir(parent) as found:
         inside = [Path(each.path) for each in found if each.is_dir() and not each.name.startswith(".")]
     for folder in inside:
-        if RunPaths(folder).config.is_file() or JobPlace.of_folder(folder).record.is_file():
+        if _is_of_a_job(folder):
             yield folder
         elif deepest > 1:
             yield from _folders(folder, deepest - 1)
+
+
+def _is_of_a_job(folder: Path) -> bool:
+    return RunPaths(folder).config.is_file() or JobPlace.of_folder(folder).record.is_file()
 
 
 @dataclass(frozen=True, slots=True)
