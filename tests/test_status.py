@@ -234,7 +234,9 @@ def test_the_job_that_trains_is_told(paths: RunPaths, capsys: pytest.CaptureFixt
     job_of(place, paths.root)
     with Held(place.lock):
         show_status(paths, Screen())
-    assert "job          job host:1 waits in the pool since 0:00:0" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "job          job host:1 waits in the pool since 0:00:0" in printed
+    assert "training     step 10 of 12, does not run; last line" in printed
 
 
 def test_a_run_that_has_not_begun_is_told_by_its_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

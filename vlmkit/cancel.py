@@ -157,7 +157,7 @@ def _start(config: CancelConfig, _invocation: entry.Invocation) -> None:
         cancel(entries, True, screen)
     else:
         root = find_run(str(config.run)).root
-        cancel([SweepEntry(root.name, root, read_job(JobPlace.of_folder(root)))], False, screen)
+        cancel([SweepEntry("run", root, read_job(JobPlace.of_folder(root)))], False, screen)
 
 
 if __name__ == "__main__":

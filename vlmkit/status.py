@@ -61,7 +61,8 @@ def describe_training(run: RunStanding) -> str:
     """How far it is, whether it runs, and when its last line came."""
     steps = f"step {run.reached:,} of {run.schedule.last_step:,}"
     runs = "runs now" if run.is_training else "does not run"
-    if not run.is_training and run.reached < run.schedule.last_step:
+    has_job = run.job is not None and run.job.is_under_way
+    if not run.is_training and run.reached < run.schedule.last_step and not has_job:
         runs += "; the same command goes on"
     if not run.paths.metrics.exists():
         return f"{steps}, {runs}; nothing is logged yet"
