@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -102,6 +102,56 @@ def vlmkit(tmp_path: Path) -> Run:
         )
 
     return run
+
+
+HOLD = """
+import fcntl, signal, sys
+files = [open(path, "a") for path in sys.argv[1:]]
+for file in files:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+print(flush=True)
+signal.pause()
+"""
+
+
+class Held:
+    """Another process that holds locks; SIGTERM ends it."""
+
+    def __init__(self, *locks: Path) -> None:
+        for lock in locks:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+        self.process = subprocess.Popen([sys.executable, "-c", HOLD, *map(str, locks)], stdout=subprocess.PIPE)
+
+    def __enter__(self) -> Self:
+        assert self.process.stdout is not None
+        self.process.stdout.readline()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def no_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder where alone commands are looked for; it is empty."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    monkeypatch.setenv("PATH", str(commands))
+    return commands
+
+
+def says(folder: Path, command: str, output: str, code: int = 0, errors: str = "") -> None:
+    """Put a command into a folder that says this, whatever it is asked, and notes in ``asked`` what it was."""
+    lines = [
+        f"#!{sys.executable}",
+        "import sys",
+        f"open({str(folder / 'asked')!r}, 'a').write(' '.join(sys.argv[1:]) + '\\n')",
+        f"sys.stdout.write({output!r}); sys.stderr.write({errors!r}); sys.exit({code})",
+    ]
+    path = folder / command
+    path.write_text("\n".join(lines))
+    path.chmod(0o755)
 
 
 def png(image: Image.Image, **options: object) -> bytes:

@@ -19,8 +19,8 @@ LAYERS = [
     {"assets", "model", "tracking", "interrupt"},
     {"data"},
     {"training", "evaluation", "reporting"},
-    {"preflight", "entry"},
-    {"train", "index", "inspect", "generate", "eval", "merge", "compare", "status"},
+    {"preflight", "entry", "sweep_directory"},
+    {"train", "index", "inspect", "generate", "eval", "merge", "compare", "status", "cancel"},
 ]
 OF_LMMS_EVAL = ("evaluation/tasks.py", "evaluation/lmms_tasks/easyvqa/task.py")  # its data are such datasets
 HOMES = {

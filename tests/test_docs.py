@@ -1,4 +1,4 @@
-"""Links lead somewhere, and commands of the README compose."""
+"""Links lead somewhere, and commands of the README and of docs/slurm.md compose."""
 
 import re
 import shlex
@@ -19,13 +19,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def commands() -> list[str]:
-    """Every ``-m vlmkit.…`` of README.md, also under torchrun."""
-    found = re.findall(r"-m (vlmkit\.[^`|\n]*)", (ROOT / "README.md").read_text())
-    return sorted({command.strip() for command in found})
+    """Every ``-m vlmkit.…``, also under torchrun; in a block without what two spaces or more set off from it."""
+    text = "".join((ROOT / page).read_text() for page in ("README.md", "docs/slurm.md"))
+    found = re.findall(r"-m (vlmkit\.[^`|\n]*?)(?:`| {2,}|\||\n)", text)
+    return sorted({command.strip().replace("mysite", "example_gpu") for command in found})
 
 
 @pytest.mark.parametrize("command", commands())
-def test_a_command_of_the_readme_composes(vlmkit: Run, command: str) -> None:
+def test_a_command_composes(vlmkit: Run, command: str) -> None:
     module, *arguments = shlex.split(command)
     single = [re.sub(r",.*", "", argument) for argument in arguments if argument != "-m"]
     extra = [] if "--cfg" in single else ["--cfg", "job"]

@@ -1,24 +1,27 @@
 """What ``python -m vlmkit.status`` says of each state a result can be in: why it is missing, and what helps."""
 
+import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.conftest import Run, command_environment, composed
+from tests.conftest import Held, Run, command_environment, composed
 from tests.evaluation import made_up_cells as made
+from vlmkit.errors import ConfigError
 from vlmkit.evaluation.delivery import News, deliver_late
 from vlmkit.evaluation.standing import RunStanding, Standing, State
+from vlmkit.jobs import MANIFEST, Job, JobPlace, JobReport, JobState, Launcher, SweepJob, write_manifest
 from vlmkit.paths import RunPaths
 from vlmkit.run_directory import plain_config, read_config
-from vlmkit.status import describe_wandb, show_status
+from vlmkit.status import describe_wandb, show_status, show_sweep
+from vlmkit.sweep_directory import find_run, find_sweep
 from vlmkit.tracking.console import Screen
 from vlmkit.tracking.jsonl import JsonlTracker
-
-HOLD = "import fcntl, signal, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, 2); print(flush=True); signal.pause()"
 
 
 @pytest.fixture
@@ -40,22 +43,6 @@ def make_run(paths: RunPaths, *overrides: str) -> None:
     tracker.close()
     for step in (4, 8):
         made.checkpoint(paths, step)
-
-
-class Held:
-    """Another process that holds a lock."""
-
-    def __init__(self, lock: Path) -> None:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        self._process = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE)
-
-    def __enter__(self) -> None:
-        assert self._process.stdout is not None
-        self._process.stdout.readline()
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
 
 
 def standing(paths: RunPaths, step: int = 4) -> Standing:
@@ -204,6 +191,166 @@ def test_the_whole_is_readable(paths: RunPaths, capsys: pytest.CaptureFixture[st
     assert ["4", "mmstar", "done", "no", "acc", "0.5000", "±", "0.0100"] in rows
     assert ["8", "mmstar", "failed", "no", "its", "data", "cannot", "be", "fetched"] in rows
     assert f"step 4 mmstar: done: not merged yet\n    python -m vlmkit.merge run={paths.root}\n" in printed
+
+
+def job_of(place: JobPlace, folder: Path, job_id: str = "host:1") -> Job:
+    """A job of a pool, handed over just now."""
+    job = Job(Launcher.local, job_id, ["true"], str(folder), str(folder.parent / "1.out"), time.time())
+    Path(job.log).touch()
+    job.write(place)
+    return job
+
+
+def test_the_job_of_a_cell_says_why_its_result_is_missing(paths: RunPaths) -> None:
+    cell = made.begun(paths, 4, "mmstar", requests=1500, answered=2)
+    place = JobPlace.of_cell(cell.folder)
+    job = job_of(place, cell.folder)
+    with Held(place.lock):
+        found = standing(paths)
+        assert (found.state, found.told, found.command) == (State.interrupted, "2 of 1,500 answered", None)
+        assert re.fullmatch(r"job host:1 waits in the pool since 0:00:0\d", found.reason or "")
+        JobReport("host:1", JobState.running, "", None, time.time()).write(place)
+        assert re.fullmatch(r"job host:1 runs since 0:00:0\d", standing(paths).reason or "")
+    found = standing(paths)
+    assert found.reason == f"job host:1 was ended (the pool that it was of has ended); its log: {job.log}"
+    assert found.command is not None
+    JobReport("host:1", JobState.failed, "no memory (ended with 1)", None, 1.0).write(place)
+    assert standing(paths).reason == f"job host:1 failed (no memory (ended with 1)); its log: {job.log}"
+    JobReport("host:1", JobState.done, "left to another process", None, 1.0).write(place)
+    assert standing(paths).reason == "no process works on it; the next start of the run would, if it is due"
+
+
+def test_a_job_that_slurm_does_not_tell_about_is_said_to_be_unknown(
+    paths: RunPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cell = made.planned(paths, 4, "mmstar")
+    Job(Launcher.slurm, "12_3", ["true"], str(cell.folder), "/logs/1.out", 1.0).write(JobPlace.of_cell(cell.folder))
+    assert standing(paths).reason == ("what became of job 12_3 is not known: SLURM does not answer here")
+
+
+def test_the_job_that_trains_is_told(paths: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    place = JobPlace.of_folder(paths.root)
+    job_of(place, paths.root)
+    with Held(place.lock):
+        show_status(paths, Screen())
+    printed = capsys.readouterr().out
+    assert "job          job host:1 waits in the pool since 0:00:0" in printed
+    assert "training     step 10 of 12, does not run; last line" in printed
+
+
+def test_a_run_that_has_not_begun_is_told_by_its_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = JobPlace.of_folder(tmp_path / "run")
+    job_of(place, tmp_path / "run")
+    with Held(place.lock):
+        show_status(find_run(str(tmp_path / "run")), Screen())
+    printed = capsys.readouterr().out
+    assert "job       job host:1 waits in the pool since 0:00:0" in printed
+    assert "training  not begun\n" in printed
+
+
+# ---- sweeps --------------------------------------------------------------------------------------------
+
+
+def make_sweep(sweep: Path) -> list[JobPlace]:
+    """Four jobs of a pool: a run, done; one that failed before it was one; one that has ended; a run that waits."""
+    rows, places = [], []
+    for number in range(4):
+        folder = sweep / f"seed={number}"
+        folder.mkdir(parents=True)
+        if number in (0, 3):
+            make_run(RunPaths(folder))
+        places.append(JobPlace.of_folder(folder))
+        rows.append(SweepJob([f"seed={number}", "model=tiny"], job_of(places[-1], folder)))
+    write_manifest(sweep, rows)
+    JobReport("host:1", JobState.done, "", None, time.time()).write(places[0])
+    JobReport("host:1", JobState.failed, "ValueError: no (ended with 1)", None, time.time()).write(places[1])
+    return places
+
+
+def shown(sweep: Path, capsys: pytest.CaptureFixture[str]) -> tuple[list[list[str]], str]:
+    """The cells of each job's line of the table, and all that is printed."""
+    show_sweep(sweep, Screen())
+    printed = capsys.readouterr().out
+    return [re.split(r"\s{2,}", line) for line in printed.splitlines() if re.match(r"\d+\s{2,}", line)], printed
+
+
+def test_a_sweep_is_told_job_by_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = tmp_path / "sweep"
+    places = make_sweep(sweep)
+    with Held(places[3].lock):
+        rows, printed = shown(sweep, capsys)
+    assert "jobs   4: 1 waiting, 1 done, 1 failed, 1 ended\n" in printed
+    step = "step 10 of 12"
+    ages = [re.sub(r"0:00:0\d", "AGE", cell) for row in rows for cell in row]
+    assert ages == [
+        "0", "done", step, "AGE ago", "0 of 2", "seed=0",
+        "1", "failed", "AGE ago", "seed=1",
+        "2", "ended", "seed=2",
+        "3", "waiting", step, "waits for AGE", "0 of 2", "seed=3",
+    ]  # fmt: skip
+    log = sweep / "1.out"
+    assert f"job 1: failed: job host:1 failed (ValueError: no (ended with 1)); its log: {log}\n" in printed
+    assert f"job 2: ended: job host:1 was ended (the pool that it was of has ended); its log: {log}\n" in printed
+    assert "the command that started the sweep starts again what is not done" in printed
+    assert f"python -m vlmkit.cancel sweep={sweep}\n" in printed
+    assert f"python -m vlmkit.status run={sweep}/seed=0\n" in printed
+
+
+def test_a_sweep_without_a_manifest_is_told_by_its_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = tmp_path / "sweep"
+    for name in ("seed=0", "seed=1", "dataset.path=/data/x,seed=2"):
+        (sweep / name).parent.mkdir(parents=True, exist_ok=True)
+        make_run(RunPaths(sweep / name))
+    (sweep / "seed=0" / "wandb").mkdir()
+    (sweep / "seed=0" / "wandb" / "config.yaml").write_text("")  # is no run
+    tracker = JsonlTracker(RunPaths(sweep / "seed=1").metrics, 12)
+    tracker.write(12, {"batch_loss": 1.0})
+    tracker.close()
+    with Held(RunPaths(sweep / "seed=0").lock):
+        rows, printed = shown(sweep, capsys)
+    assert [(row[1], row[2], row[-1]) for row in rows] == [
+        ("ended", "step 10 of 12", "dataset.path=/data/x,seed=2"),
+        ("running", "step 10 of 12", "seed=0"),
+        ("done", "step 12 of 12", "seed=1"),
+    ]
+    assert "job 0: ended: no process works on it\n" in printed
+
+
+def test_a_manifest_that_cannot_be_read_is_told_and_the_folders_say_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "sweep"
+    make_sweep(sweep)
+    (sweep / MANIFEST).write_text('{"jobs": [')
+    (sweep / "seed=3" / "config.yaml").write_text("trainer: {")
+    rows, printed = shown(sweep, capsys)
+    assert "manifest.json: cannot be read (JSONDecodeError" in printed
+    assert [(row[1], row[-1]) for row in rows] == [
+        ("done", "seed=0"), ("failed", "seed=1"), ("ended", "seed=2"), ("ended", "seed=3"),
+    ]  # fmt: skip
+
+
+def test_a_sweep_that_was_moved_is_told_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_sweep(tmp_path / "sweep")
+    moved = (tmp_path / "sweep").rename(tmp_path / "elsewhere")
+    shutil.rmtree(moved / "seed=2")
+    rows, _ = shown(moved, capsys)
+    assert [(row[1], row[-1]) for row in rows] == [
+        ("done", "seed=0"), ("failed", "seed=1"), ("ended", "seed=2"),
+        ("ended", "seed=3"),
+    ]  # fmt: skip
+
+
+def test_just_one_of_run_and_sweep_is_given(tmp_path: Path) -> None:
+    for command in ("status", "cancel"):
+        for given in ((), (f"run={tmp_path}", f"sweep={tmp_path}")):
+            with pytest.raises(ConfigError, match=r"^run, sweep: give one of them"):
+                composed(command, *given)
+    with pytest.raises(ConfigError, match=rf"^sweep={tmp_path}: must be the folder of a sweep"):
+        find_sweep(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"^sweep=nowhere: must be the folder of a sweep"):
+        find_sweep("nowhere")
 
 
 def test_nothing_heavy_is_imported() -> None:

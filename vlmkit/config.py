@@ -910,19 +910,32 @@ class CompareConfig:
 
 @dataclass(kw_only=True, slots=True)
 class StatusConfig:
-    """Whose results are explained."""
+    """How far what is, and why results are missing: of one of both."""
 
-    run: str = MISSING  # a run directory
+    run: str | None = None  # a run directory
+    sweep: str | None = None  # folder of a sweep: hydra.sweep.dir
+
+    def __post_init__(self) -> None:
+        """Check that one is given."""
+        if (self.run is None) == (self.sweep is None):
+            raise ConfigError("run, sweep: give one of them: run=RUN, a run directory, or sweep=DIR, that of a sweep")
+
+
+@dataclass(kw_only=True, slots=True)
+class CancelConfig(StatusConfig):
+    """Whose jobs and processes are ended: of one of both."""
 
 
 def read_group(cls: type[Group], plain: dict[str, Any]) -> Group:
     """A group as config.yaml of a run has it: plain values.
 
     Raises:
-        OmegaConfBaseException: There is a key, or a value, that this version does not know.
-        ConfigError: A value is out of range.
+        ConfigError: There is a key, or a value, that this version does not know, or a value is out of range.
     """
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), plain))  # type: ignore[return-value]
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), plain))  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
 
 
 def as_override(text: str) -> str:
@@ -942,6 +955,7 @@ SCHEMAS: dict[str, tuple[str | None, type[Any]]] = {
     "merge_schema": (None, MergeConfig),
     "compare_schema": (None, CompareConfig),
     "status_schema": (None, StatusConfig),
+    "cancel_schema": (None, CancelConfig),
     "model_schema": ("model", ModelConfig),
     "easyvqa_schema": ("dataset", EasyVQAConfig),
     "hub_schema": ("dataset", HubConfig),

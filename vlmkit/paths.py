@@ -4,7 +4,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -182,15 +182,41 @@ def held_lock(path: Path, wait: bool) -> Iterator[None]:
 
 def is_locked(path: Path) -> bool:
     """Whether another process holds a lock file. It is only looked at: nobody is kept from taking it meanwhile."""
+    return _asked_lock(path) is not None
+
+
+def lock_holder(path: Path) -> int | None:
+    """The process on this machine that holds a lock file; None if none does, or none that can be seen from here.
+
+    A number alone proves nothing, it may be of another machine of a network file system: the process must have the file
+    open.
+    """
+    process = _asked_lock(path)
+    if process is None or process <= 0:
+        return None
+    with suppress(OSError):  # it ends now, or is another user's
+        if any(_is_same(opened, path) for opened in Path(f"/proc/{process}/fd").iterdir()):
+            return process
+    return None
+
+
+def _asked_lock(path: Path) -> int | None:
+    """The process that holds a lock file, 0 or less if it is on another machine; None if no other process does."""
     try:
         if _identity(path.stat()) in _held:  # to close the file a second time would give this process's lock away
-            return False
+            return None
         with path.open("rb") as lock:
             asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            answer = struct.unpack(FLOCK, fcntl.fcntl(lock, fcntl.F_GETLK, asked))
+            kind, *_, process = struct.unpack(FLOCK, fcntl.fcntl(lock, fcntl.F_GETLK, asked))
     except FileNotFoundError:
-        return False
-    return bool(answer[0] != fcntl.F_UNLCK)
+        return None
+    return None if kind == fcntl.F_UNLCK else process
+
+
+def _is_same(opened: Path, path: Path) -> bool:
+    with suppress(OSError):  # closed meanwhile
+        return opened.samefile(path)
+    return False
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ from vlmkit.errors import ConfigError, UserError
 from vlmkit.paths import RunPaths, held_lock, whole_file
 from vlmkit.redact import redact
 
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # eight times faster; a sweep may have hundreds of runs
 # Where a run lives and how it is watched: a run can go on with other values of these.
 NOT_IDENTITY = (
     "run_dir",
@@ -181,7 +182,7 @@ def read_config(paths: RunPaths) -> dict[str, Any]:
         UserError: It cannot be read.
     """
     try:
-        config = yaml.safe_load(paths.config.read_text())
+        config = yaml.load(paths.config.read_text(), YAML_LOADER)
     except (yaml.YAMLError, OSError) as error:
         raise UserError(
             f"{paths.config}: not a readable config ({type(error).__name__}); choose another run_dir"

@@ -1,26 +1,37 @@
-"""What of a run is done, running, failed or missing, and why a result is not in wandb yet.
+"""What of a run is done, running, failed or missing, and why a result is not in wandb yet; how the jobs of a sweep are.
 
     python -m vlmkit.status run=RUN
+    python -m vlmkit.status sweep=DIR
 
-It only reads, and works while the run trains. Read next: ``evaluation/standing.py``.
+It only reads, and works while runs train. Read next: ``evaluation/standing.py``, ``sweep_directory.py``.
 """
 
+import shlex
 import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlmkit import entry
 from vlmkit.config import StatusConfig
-from vlmkit.errors import ConfigError
 from vlmkit.evaluation.delivery import merge_command
-from vlmkit.evaluation.standing import RunStanding, Standing
+from vlmkit.evaluation.standing import RunStanding, Standing, describe_job
+from vlmkit.jobs import JobPlace, JobStanding, JobState, stand, stand_of
 from vlmkit.paths import RunPaths
 from vlmkit.run_directory import read_config
+from vlmkit.sweep_directory import RunProgress, SweepEntry, find_run, find_sweep, read_entries
 from vlmkit.tracking.console import Screen, format_seconds
 
 
 def show_status(paths: RunPaths, screen: Screen) -> None:
     """Print training, a table of evaluations, and for each that is missing the reason and the command that helps."""
+    if not paths.config.is_file():
+        own = JobPlace.of_folder(paths.root)
+        told = ", ".join(map(describe_job, stand([own]).values()))
+        screen.banner("vlmkit.status", {"run": str(paths.root), "job": told or "not readable", "training": "not begun"})
+        return
     config = read_config(paths)
     run = RunStanding(paths, config)
     standings = run.standings()
@@ -28,6 +39,7 @@ def show_status(paths: RunPaths, screen: Screen) -> None:
         "vlmkit.status",
         {
             "run": str(paths.root),
+            **({"job": describe_job(run.job)} if run.job else {}),
             "training": describe_training(run),
             "evaluations": describe_evaluations(run, standings),
             "wandb": describe_wandb(paths, config),
@@ -49,7 +61,8 @@ def describe_training(run: RunStanding) -> str:
     """How far it is, whether it runs, and when its last line came."""
     steps = f"step {run.reached:,} of {run.schedule.last_step:,}"
     runs = "runs now" if run.is_training else "does not run"
-    if not run.is_training and run.reached < run.schedule.last_step:
+    has_job = run.job is not None and run.job.is_under_way
+    if not run.is_training and run.reached < run.schedule.last_step and not has_job:
         runs += "; the same command goes on"
     if not run.paths.metrics.exists():
         return f"{steps}, {runs}; nothing is logged yet"
@@ -94,17 +107,125 @@ def describe_missing(standings: list[Standing]) -> list[str]:
     return lines
 
 
+# ---- a sweep -------------------------------------------------------------------------------------------
+
+COLUMNS = ("job", "state", "training", "since", "evaluations", "called with")
+
+
+@dataclass(frozen=True, slots=True)
+class JobOfSweep:
+    """A job of a sweep as it is now."""
+
+    entry: SweepEntry
+    standing: JobStanding | None  # None: no launcher has handed it over, as far as is known
+    run: RunProgress | None  # None: it is no run, or has not begun
+
+    @property
+    def state(self) -> JobState:
+        """What SLURM, the job and the run's files say, whichever knows more."""
+        if self.run and self.run.is_training:
+            return JobState.running
+        if self.standing and self.standing.state is not JobState.unknown:
+            return self.standing.state
+        if self.run and self.run.is_whole:
+            return JobState.done
+        return JobState.unknown if self.standing else JobState.ended
+
+    @property
+    def training(self) -> str:
+        """How far the run is."""
+        return f"step {self.run.reached:,} of {self.run.last_step:,}" if self.run else ""
+
+    @property
+    def evaluations(self) -> str:
+        """How many of those that are due by now have a result."""
+        if self.run is None or self.run.evaluations_due == 0:
+            return ""
+        return f"{self.run.evaluations_done} of {self.run.evaluations_due}"
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether evaluations that are due have no result."""
+        return self.run is not None and self.run.evaluations_done < self.run.evaluations_due
+
+    @property
+    def since(self) -> str:
+        """How long it is as it is, and when its last line came if it runs."""
+        line = _age(self.run.changed) if self.run and self.run.changed else None
+        if self.standing is None or self.state is not self.standing.state:
+            return "" if line is None else f"last line {line} ago"
+        age = _age(self.standing.since)
+        if self.state is JobState.waiting:
+            return f"waits for {age}"
+        if self.state is JobState.running:
+            return f"runs for {age}" + ("" if line is None else f", last line {line} ago")
+        return f"{age} ago" if self.standing.report and self.state is not JobState.ended else ""
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is neither done nor under way; None if it is."""
+        if self.state not in (JobState.failed, JobState.ended, JobState.unknown):
+            return None
+        if self.standing is None:
+            return "no process works on it"
+        return describe_job(self.standing)
+
+
+def show_sweep(sweep: Path, screen: Screen) -> None:
+    """Print a table of the jobs, why those that did not end well did not, and the commands that help."""
+    entries, problem = read_entries(sweep)
+    standings = stand_of({entry.place: entry.job for entry in entries if entry.job})
+    jobs = [JobOfSweep(each, standings.get(each.place), RunProgress.read(each.folder)) for each in entries]
+    screen.banner("vlmkit.status", {"sweep": str(sweep), "jobs": describe_jobs(jobs)})
+    if problem:
+        screen.say(f"warning: {problem}: jobs are told as far as their own folders do\n")
+    rows = [
+        (str(number), job.state.value, job.training, job.since, job.evaluations, job.entry.name)
+        for number, job in enumerate(jobs)
+    ]
+    screen.table(COLUMNS, rows)
+    screen.say("")
+    for number, job in enumerate(jobs):
+        if job.reason is not None:
+            screen.say(f"job {number}: {job.state.value}: {job.reason}")
+    for line in describe_help(sweep, jobs):
+        screen.say(line)
+
+
+def describe_jobs(jobs: Sequence[JobOfSweep]) -> str:
+    """How many there are of each state."""
+    counts = Counter(job.state for job in jobs)
+    return f"{len(jobs):,}: " + ", ".join(f"{counts[state]:,} {state.value}" for state in JobState if counts[state])
+
+
+def describe_help(sweep: Path, jobs: Sequence[JobOfSweep]) -> list[str]:
+    """What to call next."""
+    lines = []
+    if any(job.reason is not None for job in jobs):
+        lines.append("the command that started the sweep starts again what is not done, and nothing else")
+    if any(job.state in (JobState.waiting, JobState.running) for job in jobs):
+        lines.append(f"to end what waits and runs: python -m vlmkit.cancel sweep={shlex.quote(str(sweep))}")
+    if holes := [job for job in jobs if job.has_holes]:
+        folder = shlex.quote(str(holes[0].entry.folder))
+        lines.append(f"why evaluations have no result: python -m vlmkit.status run={folder}")
+    return lines
+
+
+def _age(time_of: float) -> str:
+    return format_seconds(max(time.time() - time_of, 0))
+
+
 def main() -> None:
     """The command."""
-    entry.quote_paths("run")
+    entry.quote_paths("run", "sweep")
     entry.run("status", _start)
 
 
 def _start(config: StatusConfig, _invocation: entry.Invocation) -> None:
-    paths = RunPaths(Path(config.run).expanduser().absolute())
-    if not paths.config.is_file():
-        raise ConfigError(f"run={config.run}: must be a run directory, with a config.yaml")
-    show_status(paths, Screen())
+    if config.sweep is not None:
+        show_sweep(find_sweep(config.sweep), Screen())
+    else:
+        show_status(find_run(str(config.run)), Screen())
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ class Schedule:
 
     def due_steps(self, reached: int) -> list[int]:
         """The steps with something due, as far as a run has come."""
-        return [step for step in range(1, reached + 1) if self.is_saved(step) and self.tasks_at(step)]
+        steps = {*range(self.interval, reached + 1, self.interval), self.last_step}
+        return [step for step in sorted(steps) if step <= reached and self.tasks_at(step)]
 
     def tasks_left(self, paths: RunPaths, step: int) -> list[str]:
         """Those of a step's tasks that have no result of any kind yet."""

@@ -1,4 +1,7 @@
-"""How the evaluations of a run stand, read from its files alone: what is there, what is missing, why, what helps."""
+"""How the evaluations of a run stand: what is there, what is missing, why, what helps.
+
+It is read from the run's files; SLURM is asked about jobs that these name.
+"""
 
 import math
 import shlex
@@ -22,6 +25,7 @@ from vlmkit.evaluation.cells import (
 from vlmkit.evaluation.delivery import merge_command, metric_key
 from vlmkit.evaluation.merged import STEP_FILE, Merged, merged_path, read_merged
 from vlmkit.evaluation.schedule import Schedule
+from vlmkit.jobs import JobPlace, JobStanding, JobState, Launcher, read_cell_jobs, read_job, stand_of
 from vlmkit.paths import RunPaths, is_locked
 from vlmkit.tracking.console import format_seconds
 from vlmkit.tracking.jsonl import read_last_step, read_results
@@ -68,6 +72,10 @@ class RunStanding:
         self.is_training = is_locked(paths.lock)
         self.reached = max([read_last_step(paths.metrics), *paths.all_checkpoints])
         self._logged = read_results(paths.metrics)
+        own = JobPlace.of_folder(paths.root)
+        training = {own: job} if (job := read_job(own)) else {}
+        self._jobs = stand_of(training | read_cell_jobs(paths.evals))
+        self.job = self._jobs.get(own)  # that trains
 
     @property
     def next_look(self) -> int:
@@ -108,12 +116,23 @@ class RunStanding:
             return Standing(step, name, State.failed, cell.reason or "", reason=cell.reason, command=_again(cell))
         if not self.paths.checkpoint(step).is_dir():
             return Standing(step, name, State.gone, _answered(cell), reason="its checkpoint was removed")
-        if cell.state is CellState.begun:
-            reason = "no process works on it; the next start of the run would, if it is due"
-            return Standing(step, name, State.interrupted, _answered(cell), reason=reason, command=_again(cell))
-        if self.is_training and self.schedule.tasks_at(step):
-            return Standing(step, name, State.planned, "", reason="waits for the run to begin it")
-        return Standing(step, name, State.planned, "", reason="no process works on it", command=_again(cell))
+        return self._of_open(step, cell)
+
+    def _of_open(self, step: int, cell: Cell) -> Standing:
+        """One that was ordered, has no outcome yet, and no process works on it."""
+        has_begun = cell.state is CellState.begun
+        state = State.interrupted if has_begun else State.planned
+        told = _answered(cell) if has_begun else ""
+        job = self._jobs.get(JobPlace.of_cell(cell.folder))
+        if job and job.is_under_way:
+            return Standing(step, cell.folder.name, state, told, reason=describe_job(job))
+        if job and job.state is not JobState.done:
+            return Standing(step, cell.folder.name, state, told, reason=describe_job(job), command=_again(cell))
+        if not has_begun and self.is_training and self.schedule.tasks_at(step):
+            return Standing(step, cell.folder.name, state, told, reason="waits for the run to begin it")
+        more = "; the next start of the run would, if it is due" if has_begun else ""
+        reason = f"no process works on it{more}"
+        return Standing(step, cell.folder.name, state, told, reason=reason, command=_again(cell))
 
     def _of_done(self, step: int, cell: Cell, merged: Merged | None) -> Standing:
         name, told = cell.folder.name, _score(cell)
@@ -149,6 +168,25 @@ class RunStanding:
         limited = "" if limit is None else f" eval_suite.limit={limit}"
         command = f"python -m vlmkit.eval run={_shell(self.paths.root)} steps={step} 'tasks=[{task}]'{limited}"
         return Standing(step, name, State.not_planned, "", reason="due: the run ended before", command=command)
+
+
+def describe_job(standing: JobStanding) -> str:
+    """Where a job waits, runs or has ended, how long, and why."""
+    job, age = standing.job, format_seconds(max(time.time() - standing.since, 0))
+    name, why = f"job {job.job_id}", f" ({standing.reason})" if standing.reason else ""
+    log = f"; its log: {job.log}" if Path(job.log).exists() else ""
+    match standing.state:
+        case JobState.waiting:
+            queue = "queue" if job.launcher is Launcher.slurm else "pool"
+            return f"{name} waits in the {queue} since {age}{why}"
+        case JobState.running:
+            return f"{name} runs since {age}{why}"
+        case JobState.unknown:
+            return f"what became of {name} is not known: {standing.reason}{log}"
+        case JobState.done:
+            return f"{name} is done{why}"
+        case state:
+            return f"{name} {'failed' if state is JobState.failed else 'was ended'}{why}{log}"
 
 
 def _is_result_name(path: Path) -> bool:

@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vlmkit.paths import whole_file
 
 STEP_KEY = "global_step"
+FIRST_LOOK_BYTES = 1 << 16  # at the end of a file
 EVAL_STEP_KEY = "<lmms-eval-step>"  # of the checkpoint, in rows of evaluation results: these have no global_step
 
 
@@ -91,8 +92,21 @@ def read_results(path: Path) -> dict[int, dict[str, float | None]]:
 
 
 def read_last_step(path: Path) -> int:
-    """The last step that has a line; 0 if there is none. The file may be being written."""
-    return max((row.get(STEP_KEY, 0) for row in _rows_so_far(path)), default=0)
+    """The last step that has a line; 0 if there is none. The file may be being written; mostly its end is enough."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        begins = [max(size - FIRST_LOOK_BYTES, 0), 0]
+        return next((step for begin in begins if (step := _last_step_after(file, begin))), 0)
+
+
+def _last_step_after(file: BinaryIO, begin: int) -> int:
+    """The last step of the whole lines that begin after a place in a file; 0 if none of them has one."""
+    file.seek(begin)
+    if begin:
+        file.readline()
+    return max((row.get(STEP_KEY, 0) for _, row in _whole_lines(file)), default=0)
 
 
 def _rows_so_far(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,155 @@
+"""What lies in the folder of a sweep: the jobs of its manifest, and runs that were started in another way."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Self
+
+from vlmkit.config import require
+from vlmkit.errors import UserError
+from vlmkit.evaluation.schedule import Schedule
+from vlmkit.jobs import MANIFEST, Job, JobPlace, read_job, read_manifest
+from vlmkit.paths import RunPaths, is_locked
+from vlmkit.run_directory import read_config
+from vlmkit.tracking.jsonl import read_last_step
+
+SCHEDULE = ("evals", "eval_suite", "trainer")  # the groups that say what is evaluated when
+DEEPEST = 4  # folders between that of the sweep and those of its jobs: a value with a slash makes one
+
+
+@dataclass(frozen=True, slots=True)
+class SweepEntry:
+    """A job of a sweep, or a run of it."""
+
+    name: str  # what it was called with and not all others, too
+    folder: Path  # where it lies now
+    job: Job | None  # None if no launcher handed it over, or that cannot be read
+
+    @property
+    def place(self) -> JobPlace:
+        """The files about its job."""
+        return JobPlace.of_folder(self.folder)
+
+
+def find_run(name: str) -> RunPaths:
+    """The run directory that ``run`` names, or one in which a job is to begin a run.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    paths = RunPaths(Path(name).expanduser().absolute())
+    require(_is_of_a_job(paths.root), "run", name, "a run directory, with a config.yaml")
+    return paths
+
+
+def find_sweep(name: str) -> Path:
+    """The folder that ``sweep`` names.
+
+    Raises:
+        ConfigError: There is nothing of a sweep in it.
+    """
+    sweep = Path(name).expanduser().absolute()
+    is_one = (sweep / MANIFEST).exists() or (sweep.is_dir() and any(_folders(sweep, DEEPEST)))
+    require(is_one, "sweep", name, f"the folder of a sweep, with a {MANIFEST} or with run directories")
+    return sweep
+
+
+def read_entries(sweep: Path) -> tuple[list[SweepEntry], str | None]:
+    """All that is in the folder of a sweep: the jobs in the order of the manifest, then what it does not name.
+
+    Returns:
+        The entries, and what is wrong with the manifest, if something is.
+    """
+    problem, manifest = None, []
+    try:
+        manifest = read_manifest(sweep)
+    except ValueError as error:
+        problem = str(error)
+    shared = set.intersection(*(set(each.overrides) for each in manifest)) if len(manifest) > 1 else set()
+    entries = []
+    for each in manifest:
+        folder = _where_now(sweep, Path(each.job.folder))
+        job = read_job(JobPlace.of_folder(folder)) or each.job
+        own = [override for override in each.overrides if override not in shared]
+        entries.append(SweepEntry(" ".join(own or each.overrides) or folder.name, folder, job))
+    known = {entry.folder for entry in entries}
+    others = [folder for folder in sorted(_folders(sweep, DEEPEST)) if folder not in known]
+    entries += [SweepEntry(str(path.relative_to(sweep)), path, read_job(JobPlace.of_folder(path))) for path in others]
+    return entries, problem
+
+
+def _where_now(sweep: Path, folder: Path) -> Path:
+    """The folder of a job, in a sweep that may have been moved since."""
+    if folder.is_relative_to(sweep):
+        return folder
+    inside = (sweep.joinpath(*folder.parts[-length:]) for length in range(1, DEEPEST + 1))
+    return next((path for path in inside if path.is_dir()), folder)
+
+
+def _folders(parent: Path, deepest: int) -> Iterator[Path]:
+    """The folders below one that hold a run or a job; not those inside these."""
+    with os.scandir(parent) as found:
+        inside = [Path(each.path) for each in found if each.is_dir() and not each.name.startswith(".")]
+    for folder in inside:
+        if _is_of_a_job(folder):
+            yield folder
+        elif deepest > 1:
+            yield from _folders(folder, deepest - 1)
+
+
+def _is_of_a_job(folder: Path) -> bool:
+    return RunPaths(folder).config.is_file() or JobPlace.of_folder(folder).record.is_file()
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """How far a run of a sweep is, as its files say: little is read, as there may be hundreds."""
+
+    reached: int  # step
+    last_step: int
+    is_training: bool
+    changed: float | None  # when its last line came, seconds since 1970
+    evaluations_due: int
+    evaluations_done: int
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """Of the run in a folder; None if there is none, or its config cannot be read."""
+        paths = RunPaths(folder)
+        try:
+            config = read_config(paths)
+            schedule = _schedule(json.dumps({name: config[name] for name in SCHEDULE if name in config}))
+        except (UserError, KeyError, TypeError):
+            return None
+        reached = max([read_last_step(paths.metrics), *paths.all_checkpoints])
+        due = {step: schedule.tasks_at(step) for step in schedule.due_steps(reached)}
+        left = sum(len(schedule.tasks_left(paths, step)) for step in due)
+        total = sum(map(len, due.values()))
+        return cls(
+            reached,
+            schedule.last_step,
+            is_locked(paths.lock),
+            _last_written(paths.metrics),
+            evaluations_due=total,
+            evaluations_done=total - left,
+        )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has trained to its end."""
+        return self.reached >= self.last_step
+
+
+@cache  # runs of a sweep have few, and to check one takes as long as to read all else of a run
+def _schedule(said: str) -> Schedule:
+    return Schedule.from_plain(json.loads(said))
+
+
+def _last_written(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
