@@ -47,7 +47,7 @@ HOMES = {
 MODULES = sorted(PACKAGE.rglob("*.py"))
 OF_LAUNCHERS = sorted(LAUNCHERS.rglob("*.py"))
 HOMES_IN_LAUNCHERS = {
-    "submitit": {"vlmkit_launchers/slurm.py"},
+    "submitit": {"vlmkit_launchers/slurm.py", "vlmkit_launchers/task.py"},
     "hydra": {"hydra_plugins/vlmkit_plugin.py"},
     "omegaconf": {"hydra_plugins/vlmkit_plugin.py"},
 }

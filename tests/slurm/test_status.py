@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from vlmkit_launchers.slurm import submit
-from vlmkit_launchers.task import Task
 
 from tests.slurm.conftest import Slurm
 from vlmkit.cancel import cancel
@@ -17,6 +15,8 @@ from vlmkit.jobs import Job, JobPlace, JobState, Launcher, SweepJob, stand, writ
 from vlmkit.status import show_sweep
 from vlmkit.sweep_directory import read_entries
 from vlmkit.tracking.console import Screen
+from vlmkit_launchers.slurm import submit
+from vlmkit_launchers.task import Task
 
 SAVES = """
 import signal, sys, time
