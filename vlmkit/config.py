@@ -6,7 +6,7 @@ conf/ hold what differs. Below the entry point the whole program sees these clas
 
 import math
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -731,6 +731,12 @@ class EvalsConfig:
             require(phase.from_step >= 0, f"{key}.from_step", phase.from_step, "0 or more")
             require_positive(key, phase, "every")
             check_tasks(f"{key}.tasks", phase.tasks or [])
+
+    def job_on(self, cluster: JobConfig) -> JobConfig:
+        """What a job asks for on a cluster: it is one process, which uses one GPU, if nodes there have any."""
+        job = self.job.on(cluster)
+        gpus = min(job.gpus_per_node or 0, 1) if self.job.gpus_per_node is None else self.job.gpus_per_node
+        return replace(job, gpus_per_node=gpus)
 
     def phase_at(self, step: int) -> EvalPhase | None:
         """The phase that a step falls into; None before the first."""

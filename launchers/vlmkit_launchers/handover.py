@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -152,7 +153,7 @@ class LocalStarter:
                 try:
                     self._pool.wait()
                 except Interrupted:
-                    self._pool.terminate()
+                    self._pool.send_signal(signal.SIGINT)
         return True
 
     def close(self) -> None:

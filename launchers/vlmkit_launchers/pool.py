@@ -2,8 +2,8 @@
 
     python -m vlmkit_launchers.pool        what to start comes as one line of JSON (PoolOrder)
 
-A signal asks it to end: its jobs get SIGTERM, save and leave, the others never begin; a second one kills. Its jobs get
-SIGTERM as well when it is killed itself, and it ends when the process that started it has, unless it is detached.
+A signal asks it to end: its jobs get SIGTERM, save and leave, the others never begin; SIGINT after that kills. Its jobs
+get SIGTERM as well when it is killed itself, and it ends when the process that started it has, unless it is detached.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ from vlmkit.jobs import JobPlace, JobReport, JobState
 from vlmkit.launched import own_environment
 from vlmkit.paths import held_lock
 from vlmkit.redact import redact
-from vlmkit_launchers.logs import last_line
+from vlmkit_launchers.logs import how_it_failed
 
 READY = "ready"  # said when the locks of all jobs are held
 PAUSE_S = 0.1  # between two looks at the jobs that run
@@ -74,7 +74,8 @@ class Pool:
         self._order = order
         self._job_id = f"{socket.gethostname()}:{os.getpid()}"
         self._running: list[_Running] = []
-        self._signals = 0
+        self._is_ending = False
+        self._is_killing = False
         self._waiting: deque[tuple[PoolJob, ExitStack]] = deque()
         for job in order.jobs:
             held = ExitStack()
@@ -84,23 +85,24 @@ class Pool:
     def run(self) -> None:
         """Return when the last has ended; those that a signal ended have no report of their end, which says so."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._count)
+            signal.signal(number, self._heed)
         watched = [] if self._order.detach else [sys.stdin]
-        passed_on = 0
-        while self._running or (self._waiting and not self._signals):
-            if not self._signals:
+        sent: signal.Signals | None = None
+        while self._running or (self._waiting and not self._is_ending):
+            if not self._is_ending:
                 self._fill_up()
             ready, _, _ = select.select(watched, [], [], PAUSE_S)
             if ready:  # its other end was closed: nobody waits for these jobs any more
                 watched = []
-                self._signals += 1
-            if self._signals > passed_on:
-                passed_on = self._signals
-                self._end_all(signal.SIGTERM if passed_on == 1 else signal.SIGKILL)
+                self._is_ending = True
+            if self._is_ending and sent is not (number := signal.SIGKILL if self._is_killing else signal.SIGTERM):
+                sent = number  # once: several may ask, and a job that saves is not to be disturbed
+                self._end_all(number)
             self._clear_up()
 
-    def _count(self, _number: int, _frame: FrameType | None) -> None:
-        self._signals += 1
+    def _heed(self, number: int, _frame: FrameType | None) -> None:
+        self._is_killing |= self._is_ending and number == signal.SIGINT
+        self._is_ending = True
 
     def _fill_up(self) -> None:
         while self._waiting and len(self._running) < self._order.processes:
@@ -139,10 +141,9 @@ class Pool:
             code = each.process.returncode
             if code in (0, os.EX_TEMPFAIL):
                 self._report(each.job, JobState.done, "" if code == 0 else "left to another process")
-            elif not self._signals:
-                told = last_line(log_of(Path(self._order.logs), os.getpid(), each.job.number))
-                code = 128 - code if code < 0 else code  # as shells do
-                self._report(each.job, JobState.failed, f"{told or 'the command failed'} (ended with {code})")
+            elif not self._is_ending:
+                log = log_of(Path(self._order.logs), os.getpid(), each.job.number)
+                self._report(each.job, JobState.failed, how_it_failed(code, log))
             each.held.close()
 
     def _report(self, job: PoolJob, state: JobState, reason: str) -> None:

@@ -19,11 +19,10 @@ from types import FrameType
 
 from vlmkit.jobs import JobPlace, JobReport, JobState, read_report
 from vlmkit.redact import redact
-from vlmkit_launchers.logs import last_line
+from vlmkit_launchers.logs import START, as_shells_do, how_it_failed
 
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)  # time is nearly up; another job needs the place
 FIRST_PORT, PORTS = 15_000, 15_000  # below those that systems give to clients
-START = "== start"  # begins what a log says of each
 PATIENCE_S, PAUSE_S = 60.0, 3.0  # how long, and how often, SLURM is asked again if it does not answer
 
 
@@ -156,27 +155,6 @@ def _remembered_signals() -> Iterator[list[signal.Signals]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def as_shells_do(code: int) -> int:
-    """128 + N for a process that signal N ended, as many end themselves after a signal."""
-    return 128 - code if code < 0 else code
-
-
-def how_it_failed(code: int, log: Path) -> str:
-    """One line about a command that failed.
-
-    Args:
-        code: How it ended, as subprocess has it: -N for signal N.
-        log: What it printed, and what was said before it began.
-    """
-    line = last_line(log)
-    said = "" if line.startswith(START) else line
-    if code >= 0:
-        return f"{said or 'the command failed'} (ended with {code})"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    perhaps = ", perhaps as memory ran out" if name == "SIGKILL" else ""
-    return f"ended by {name}{perhaps}" + (f"; it said last: {said}" if said else "")
 
 
 def _own_log() -> Path:

@@ -28,7 +28,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Makes workers that hand over to the stand-in; they are closed with the test."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     config = composed("train", "evals=slurm", f"evals.submitter={STAND_IN}", "evals.parallelism=3",
-                      "cluster=example_gpu", "evals.job.gpus_per_node=1")  # fmt: skip
+                      "cluster=example_gpu")  # fmt: skip
     with ExitStack() as stack:
 
         def build(limit_s: float = SECONDS_TO_SUBMIT) -> tuple[SlurmWorkers, list[str]]:

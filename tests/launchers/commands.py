@@ -27,6 +27,8 @@ Path('ended').touch()
 """
 # One that does not leave when it is asked to.
 STUBBORN = PATIENT.replace("sys.exit(128 + number)", "pass")
+# One that needs a while to save.
+SLOW_TO_SAVE = PATIENT.replace("    Path('saved')", "    Path('saving').touch(); time.sleep(1)\n    Path('saved')")
 # Counts how often it was started.
 COUNTING = "open('starts', 'a').write('x')"
 

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.launchers.commands import COUNTING, PATIENT, STUBBORN, planned, start_launch, states, wait_until
+from tests.launchers.commands import (
+    COUNTING,
+    PATIENT,
+    SLOW_TO_SAVE,
+    STUBBORN,
+    planned,
+    start_launch,
+    states,
+    wait_until,
+)
 from vlmkit.config import LocalLauncherConfig
 from vlmkit.jobs import JobState, read_manifest, read_report
 from vlmkit_launchers.handover import LocalStarter
@@ -52,11 +61,11 @@ def test_a_job_that_fails_does_not_end_the_others_and_is_told_with_log_and_last_
     assert "lr=1" not in told  # the same for all
 
 
-def test_a_job_that_a_signal_ended_is_told_as_shells_do(tmp_path: Path) -> None:
+def test_a_job_that_a_signal_ended_is_told_by_its_name(tmp_path: Path) -> None:
     assert not run_here(tmp_path, "os.kill(os.getpid(), 9)")
     told = read_report(planned(tmp_path, "")[0].place)
     assert told is not None
-    assert told.reason == "the command failed (ended with 137)"
+    assert told.reason == "ended by SIGKILL, perhaps as memory ran out"
 
 
 def test_the_same_again_starts_only_what_is_not_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +114,18 @@ def test_a_second_signal_ends_at_once_what_does_not_leave(tmp_path: Path) -> Non
     told, _ = command.communicate(timeout=30)
     assert command.returncode == 130, told
     assert states(tmp_path) == [JobState.ended]
+
+
+def test_a_job_that_saves_is_not_disturbed_by_those_who_ask_again(tmp_path: Path) -> None:
+    command = start_launch(tmp_path, SLOW_TO_SAVE, detach=True)
+    command.communicate(timeout=30)
+    wait_until((tmp_path / "seed=0" / "begun").exists)
+    pool = pool_of(tmp_path)
+    os.kill(pool, signal.SIGTERM)
+    wait_until((tmp_path / "seed=0" / "saving").exists)
+    os.kill(pool, signal.SIGTERM)
+    wait_until(lambda: states(tmp_path) == [JobState.ended])
+    assert (tmp_path / "seed=0" / "saved").exists()
 
 
 @pytest.mark.parametrize("who", ["the pool", "the command"])

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from vlmkit.jobs import JobPlace, JobState, read_report
-from vlmkit_launchers.task import START, Task, how_it_failed, rendezvous
+from vlmkit_launchers.logs import START, how_it_failed
+from vlmkit_launchers.task import Task, rendezvous
 
 
 @pytest.fixture(autouse=True)

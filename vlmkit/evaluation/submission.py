@@ -138,7 +138,7 @@ def _request(cells: Sequence[Cell], evals: EvalsConfig, cluster: ClusterConfig) 
     return {
         "run": str(_evals_folder(cells[0]).parent) if is_of_run else None,
         "cells": [str(cell.folder) for cell in cells],
-        "job": asdict(evals.job.on(cluster)),
+        "job": asdict(evals.job_on(cluster)),
         "parallelism": evals.parallelism,
     }
 
