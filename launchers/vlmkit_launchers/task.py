@@ -61,6 +61,8 @@ class Task:
             raise JobError(f"was queued again {restarts} times, more than max_requeues={self.max_requeues}")
         with _remembered_signals() as received:
             code = self._call(restarts + 1)
+        if _is_first() and (reason := self._failure()) is not None:  # srun then ends the others, with SIGTERM too
+            raise JobError(reason)
         if code in (0, os.EX_TEMPFAIL):
             if _is_first():
                 self._report(JobState.done, "" if code == 0 else "left to another process")
@@ -80,8 +82,6 @@ class Task:
 
     def _queue_again(self, restarts: int, received: signal.Signals) -> None:
         """Unless SLURM already does something with this job: was it cancelled, or is queued again by SLURM itself."""
-        if (reason := self._failure()) is not None:  # srun ends all processes if one fails, with SIGTERM too
-            raise JobError(reason)
         if _answer("squeue", "--noheader", "--format=%T", f"--jobs={job_id()}") != "RUNNING":
             return
         if restarts == self.max_requeues:
