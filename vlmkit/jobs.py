@@ -25,6 +25,7 @@ from vlmkit.paths import is_locked, whole_file
 FORMAT = 1  # goes up when an older file means something else
 SECONDS_FOR_AN_ANSWER = 60.0  # of SLURM's commands, which wait while its controller is away
 MANIFEST = "manifest.json"
+LEAVING = "was asked to end: it saves and leaves"  # reported of a job that runs
 
 
 class Launcher(Enum):
@@ -182,7 +183,7 @@ class JobStanding:
     state: JobState
     reason: str  # why, in one line, if there is more to say; SLURM's own word for what it ended
     report: JobReport | None  # of this job, not of an earlier one
-    is_ending: bool = False  # it runs, and SLURM is about to end it
+    is_ending: bool = False  # it runs, and is about to end
 
     @property
     def is_under_way(self) -> bool:
@@ -230,7 +231,7 @@ def _stand(place: JobPlace, job: Job, report: JobReport | None, slurm: Mapping[s
         reason = (reason or now.reason) if now.state is said else (now.reason or now.word)
         return JobStanding(job, now.state, reason, report, is_ending=now.word == "COMPLETING")
     if is_final or is_locked(place.lock):
-        return JobStanding(job, said, reason, report)
+        return JobStanding(job, said, reason, report, is_ending=reason == LEAVING)
     return JobStanding(job, JobState.ended, "the pool that it was of has ended", report)
 
 

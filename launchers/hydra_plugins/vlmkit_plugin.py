@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -22,7 +23,19 @@ if TYPE_CHECKING:
     from vlmkit_launchers.handover import Starter
     from vlmkit_launchers.sweep import ComposedJob
 
+MANY = 20  # jobs, which take some seconds to check
 OWN = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.", "hydra.mode")
+
+
+class GridSweeper(BasicSweeper):
+    """All combinations, at once. What they come to the launcher checks, and more than Hydra's own sweeper does."""
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        """With values to sweep over that a config file names."""
+        super().__init__(max_batch_size=None, params=params)
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Nothing: to compose each job twice takes twice as long."""
 
 
 class CommandLauncher(Launcher):
@@ -58,6 +71,8 @@ class CommandLauncher(Launcher):
         from vlmkit_launchers.sweep import launch, plan_jobs
 
         setup_globals()
+        if len(job_overrides) > MANY:
+            print(f"checking {len(job_overrides):,} jobs …", flush=True)  # noqa: T201
         numbered = enumerate(job_overrides, start=initial_job_idx)
         composed = [self._compose(number, list(overrides)) for number, overrides in numbered]
         jobs = plan_jobs(composed, self._sweep, self._arguments())
@@ -91,8 +106,9 @@ class CommandLauncher(Launcher):
     def _arguments(self) -> list[str]:
         """What the command line says to Hydra itself, which each job must be told as well."""
         hydra = self._config.hydra
-        folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-        flags = [f"--config-dir={folder}" for folder in folders]
+        sources = {source.provider: source.path for source in hydra.runtime.config_sources}
+        flags = [f"--config-path={sources['main']}", f"--config-name={hydra.job.config_name}"]
+        flags += [f"--config-dir={sources['command-line']}"] if "command-line" in sources else []
         overrides = OmegaConf.to_container(hydra.overrides.hydra, resolve=False)
         assert isinstance(overrides, list)
         return [*flags, *(each for each in overrides if not each.lstrip("+~").startswith(OWN))]

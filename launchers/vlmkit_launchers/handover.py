@@ -15,7 +15,7 @@ from typing import Protocol
 
 from vlmkit.config import JobConfig, LocalLauncherConfig
 from vlmkit.errors import UserError
-from vlmkit.jobs import Job, JobPlace, Launcher
+from vlmkit.jobs import Job, JobPlace, Launcher, cancel_slurm
 from vlmkit.launched import own_environment
 from vlmkit.tracking.console import Screen
 from vlmkit_launchers.interrupted import Interrupted
@@ -49,7 +49,11 @@ class Starter(Protocol):
         """
 
     def cancel(self) -> None:
-        """Take all back."""
+        """Take all back.
+
+        Raises:
+            UserError: SLURM did not; the message is its own.
+        """
 
     def interrupt(self, screen: Screen) -> bool:
         """After a signal to the waiting command: end the jobs, or say how they go on. True if they have ended."""
@@ -85,7 +89,7 @@ class SlurmStarter:
 
     def cancel(self) -> None:
         """Ask SLURM to forget them."""
-        subprocess.run(["scancel", *self._ids], capture_output=True, check=False)
+        cancel_slurm(self._ids)
 
     def interrupt(self, screen: Screen) -> bool:
         """They go on."""

@@ -1,7 +1,7 @@
 """Signals that interrupt a command that waits for its jobs."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -22,10 +22,30 @@ def interruptible() -> Iterator[None]:
     def interrupt(number: int, _frame: FrameType | None) -> None:
         raise Interrupted(signal.Signals(number))
 
+    with _handled(interrupt):
+        yield
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """A signal that comes while this is entered raises Interrupted when the block has ended."""
+    received: list[signal.Signals] = []
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+
+    with _handled(remember):
+        yield
+    if received:
+        raise Interrupted(received[0])
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in heeded}
+    before = {number: signal.signal(number, handler) for number in heeded}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from vlmkit.jobs import JobPlace, JobReport, JobState
+from vlmkit.jobs import LEAVING, JobPlace, JobReport, JobState
 from vlmkit.launched import own_environment
 from vlmkit.paths import held_lock
 from vlmkit.redact import redact
@@ -88,7 +88,7 @@ class Pool:
             signal.signal(number, self._heed)
         watched = [] if self._order.detach else [sys.stdin]
         sent: signal.Signals | None = None
-        while self._running or (self._waiting and not self._is_ending):
+        while self._running or self._waiting:
             if not self._is_ending:
                 self._fill_up()
             ready, _, _ = select.select(watched, [], [], PAUSE_S)
@@ -132,7 +132,11 @@ class Pool:
             )
 
     def _end_all(self, number: signal.Signals) -> None:
+        for _, held in self._waiting:
+            held.close()
+        self._waiting.clear()
         for each in self._running:
+            self._report(each.job, JobState.running, LEAVING)
             each.process.send_signal(number)
 
     def _clear_up(self) -> None:

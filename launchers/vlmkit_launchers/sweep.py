@@ -14,25 +14,37 @@ Read next: ``handover.py`` (who starts them), ``watch.py``.
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vlmkit.config import ClusterConfig, TrainConfig, as_override
 from vlmkit.errors import ConfigError, UserError
-from vlmkit.jobs import MANIFEST, Job, JobState, SweepJob, read_manifest, stand, write_manifest
-from vlmkit.paths import held_lock
+from vlmkit.jobs import (
+    MANIFEST,
+    NO_ANSWER,
+    Job,
+    JobPlace,
+    JobStanding,
+    JobState,
+    SweepJob,
+    read_manifest,
+    stand,
+    write_manifest,
+)
+from vlmkit.paths import RunPaths, held_lock, is_locked
 from vlmkit.run_directory import check_run_dir, choose_run_dir
 from vlmkit.tracking.console import Screen
 from vlmkit_launchers.handover import PlannedJob, Starter, say_how_to_look
-from vlmkit_launchers.interrupted import Interrupted, interruptible
+from vlmkit_launchers.interrupted import Interrupted, held_back, interruptible
 from vlmkit_launchers.watch import Watch, short_names
 
 LAUNCH_LOCK = ".launch.lock"
-WHERE = ("cluster",)  # what only says where a job runs: with another value of it, it is the same job
-UNDER_WAY = (JobState.waiting, JobState.running)
+WHERE = ("cluster", "logger", "run_dir", "resume")  # what only says where a job runs and is watched: it is the same job
+SECONDS_TO_LEAVE = 120.0  # how long jobs that are about to end are waited for
+SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +129,12 @@ def launch(jobs: Sequence[PlannedJob], sweep: Path, starter: Starter, detach: bo
         UserError: The jobs cannot be started, or not be written down. None is left.
     """
     screen = Screen()
-    with ExitStack() as stack:
-        stack.enter_context(held_lock(sweep / LAUNCH_LOCK, wait=True))
-        _start_missing(jobs, sweep, starter, screen)
+    try:
+        with held_lock(sweep / LAUNCH_LOCK, wait=True):
+            _start_missing(jobs, sweep, starter, screen)
+    except Interrupted:
+        starter.interrupt(screen)
+        raise
     if detach:
         screen.say(f"jobs:            {sweep / MANIFEST}")
         say_how_to_look(sweep, screen)
@@ -142,11 +157,11 @@ def _wait(jobs: Sequence[PlannedJob], starter: Starter, screen: Screen) -> bool:
 
 
 def _start_missing(jobs: Sequence[PlannedJob], sweep: Path, starter: Starter, screen: Screen) -> None:
-    standings = stand(job.place for job in jobs)
+    standings = _when_settled(jobs, screen)
     missing, counts = [], {"done before": 0, "under way": 0}
     for job in jobs:
         now = standings.get(job.place)
-        if now is not None and now.state in UNDER_WAY:
+        if _is_taken(job, now):
             counts["under way"] += 1
         elif now is not None and now.state is JobState.done and now.report and now.report.config == job.config:
             counts["done before"] += 1
@@ -154,14 +169,52 @@ def _start_missing(jobs: Sequence[PlannedJob], sweep: Path, starter: Starter, sc
             missing.append(job)
     others = "".join(f", {count} {what}" for what, count in counts.items() if count)
     if missing:
-        started = starter.start(missing)
-        try:
-            _write_down(missing, started, sweep)
-        except OSError as error:
-            starter.cancel()
-            ids = ", ".join(dict.fromkeys(job.job_id for job in started))
-            raise UserError(f"{sweep}: cannot be written in ({error}): jobs {ids} were cancelled again") from error
+        with held_back():  # or jobs would run that nobody knows
+            _start(missing, sweep, starter)
     screen.say(f"{sweep}: {len(missing)} of {len(jobs)} jobs started{others}")
+
+
+def _when_settled(jobs: Sequence[PlannedJob], screen: Screen) -> dict[JobPlace, JobStanding]:
+    """How the jobs stand, when those that save and leave have left, unless that takes long.
+
+    Raises:
+        UserError: SLURM does not answer: it may have jobs of which nothing is known then.
+    """
+    deadline = time.monotonic() + SECONDS_TO_LEAVE
+    has_told = False
+    while True:
+        standings = stand(job.place for job in jobs)
+        if silent := [each for each in standings.values() if each.reason == NO_ANSWER]:
+            raise UserError(f"{NO_ANSWER}, and {len(silent):,} jobs may wait or run: call this again when it does")
+        leaving = [job for job in jobs if _is_leaving(job, standings.get(job.place))]
+        if not leaving or time.monotonic() > deadline:
+            return standings
+        if not has_told:
+            screen.say(f"waiting for {len(leaving):,} jobs that save and leave …")
+            has_told = True
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _is_leaving(job: PlannedJob, now: JobStanding | None) -> bool:
+    """Also a run whose pool was killed."""
+    return now is not None and (now.is_ending or (not now.is_under_way and is_locked(RunPaths(job.folder).lock)))
+
+
+def _is_taken(job: PlannedJob, now: JobStanding | None) -> bool:
+    return (now is not None and now.is_under_way) or is_locked(RunPaths(job.folder).lock)
+
+
+def _start(jobs: Sequence[PlannedJob], sweep: Path, starter: Starter) -> None:
+    started = starter.start(jobs)
+    try:
+        _write_down(jobs, started, sweep)
+    except OSError as error:
+        ids = ", ".join(dict.fromkeys(job.job_id for job in started))
+        try:
+            starter.cancel()
+        except UserError as refusal:
+            raise UserError(f"{sweep}: cannot be written in ({error}); jobs {ids} go on: {refusal}") from error
+        raise UserError(f"{sweep}: cannot be written in ({error}): jobs {ids} were cancelled again") from error
 
 
 def _write_down(jobs: Sequence[PlannedJob], started: Sequence[Job], sweep: Path) -> None:
