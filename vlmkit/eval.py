@@ -23,7 +23,7 @@ from contextlib import ExitStack, closing
 
 from vlmkit import entry
 from vlmkit.config import EvalConfig, EvalsWhere, TrainerConfig
-from vlmkit.errors import ConfigError
+from vlmkit.errors import ConfigError, UserError
 from vlmkit.evaluation.cells import Cell, CellState, Subject, read_cell
 from vlmkit.evaluation.delivery import deliver_late
 from vlmkit.evaluation.merge import merge_subject
@@ -99,7 +99,7 @@ def hand_over(config: EvalConfig) -> None:
     """Plan, and have SLURM answer what is not done; say what has become a job, without waiting for it.
 
     Raises:
-        UserError: SLURM did not take it.
+        UserError: SLURM did not take it, or not all of it.
     """
     screen = Screen()
     cells = plan_cells(config, find_subjects(config))
@@ -108,12 +108,17 @@ def hand_over(config: EvalConfig) -> None:
         _show(cells, screen)
         hand_on(config, cells, screen)
         return
+    left = 0
     for of_run in by_run(open_cells):
         with closing(Submission(of_run, config.evals, config.cluster)) as submission:
-            for line in describe(of_run, submission.wait()):
-                screen.say(line)
+            result = submission.wait()
+        left += len(result.left)
+        for line in describe(of_run, result):
+            screen.say(line)
     for evals in dict.fromkeys(cell.folder.parent.parent for cell in open_cells if cell.order.step is not None):
         screen.say(f"how they stand: python -m vlmkit.status run={shlex.quote(str(evals.parent))}")
+    if left:
+        raise UserError(f"{left:,} were not taken by SLURM: the same command hands them over, when others have ended")
 
 
 def _open_cells(cells: Sequence[Cell], screen: Screen) -> list[Cell]:

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from vlmkit_launchers.task import Task
 
 SBATCH = re.compile(r"sbatch: (error: )?")  # begins each line in which it says what is wrong
 LEFT_BEHIND = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh")  # by a submission that failed
+
+
+NO_REPLY = "timed out"  # in what sbatch says if the controller is away
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,9 @@ def submit(
             with executor.batch():
                 jobs = [executor.submit(task) for task in tasks]
     except (OSError, RuntimeError, FailedJobError, FailedSubmissionError) as error:
+        if NO_REPLY in str(error):  # then it may have taken them, and starts them from these files
+            told = f"{_reason(error)}; it may have them even so: squeue --name={shlex.quote(name)}"
+            raise UserError(f"SLURM did not answer about {name}: {told}") from error
         _clear_away(folder)
         if isinstance(error, OSError):
             raise UserError(f"{name} cannot be submitted: {error}") from error

@@ -6,6 +6,7 @@
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -18,12 +19,14 @@ from vlmkit.errors import UserError
 from vlmkit.evaluation.cells import CellState, read_cell
 from vlmkit.evaluation.delivery import merge_command
 from vlmkit.evaluation.submission import HandedOver
-from vlmkit.jobs import Job, JobPlace, JobStanding, JobState, Launcher, stand
+from vlmkit.jobs import NO_ANSWER, Job, JobPlace, JobStanding, JobState, Launcher, stand
 from vlmkit.paths import RunPaths, held_lock
 from vlmkit.redact import redact
 from vlmkit_launchers.slurm import Submitted, submit
 from vlmkit_launchers.task import Task
 
+TOO_MANY = re.compile("limit|array specification", re.IGNORECASE)  # in what sbatch says then
+MERGE_GB = 4.0  # of memory, for json files
 JOBS = ".jobs"  # in the folder evals/: logs, and what jobs are started from
 
 
@@ -37,14 +40,19 @@ def submit_cells(cells: Sequence[Path], run: Path | None, job: JobConfig, parall
         parallelism: How many run at the same time.
 
     Raises:
-        UserError: SLURM did not take them.
+        UserError: SLURM did not take them, or does not answer: what it has already is not known then.
     """
     evals = cells[0].parent.parent
     with held_lock(evals / ".submit.lock", wait=True):
         done, under_way, new = _sorted_out(cells)
-        array = _submit_array(new, run, job, parallelism) if new else None
+        array, left, refusal = _submit_what_is_taken(new, run, job, parallelism) if new else (None, new, "")
         merge, warning = _try_to_submit_merge(run, job, array) if array and run else (None, "")
-    return HandedOver(array, merge, [*map(str, done)], [*map(str, under_way)], warning)
+    told = "; ".join(filter(None, [refusal, warning]))
+    return HandedOver(array, merge, _names(done), _names(under_way), _names(left), told)
+
+
+def _names(cells: Sequence[Path]) -> list[str]:
+    return [str(cell) for cell in cells]
 
 
 def _sorted_out(cells: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
@@ -52,6 +60,8 @@ def _sorted_out(cells: Sequence[Path]) -> tuple[list[Path], list[Path], list[Pat
     done, under_way, new = [], [], []
     found = {folder: read_cell(folder) for folder in cells}
     standings = stand(map(JobPlace.of_cell, cells))
+    if any(standing.reason == NO_ANSWER for standing in standings.values()):
+        raise UserError(f"{NO_ANSWER}, and may have jobs for these cells")
     for folder, cell in found.items():
         if cell and cell.state is CellState.done:
             done.append(folder)
@@ -69,6 +79,27 @@ def _has_work(standing: JobStanding | None) -> bool:
     return standing.report is None or standing.report.state not in (JobState.done, JobState.failed)
 
 
+def _submit_what_is_taken(
+    cells: Sequence[Path], run: Path | None, job: JobConfig, parallelism: int
+) -> tuple[str, Sequence[Path], str]:
+    """Submit an array for all cells, or for the first of them if all are more than SLURM takes at once.
+
+    Returns:
+        Its id, the cells that are left, and why they are.
+
+    Raises:
+        UserError: It takes none.
+    """
+    refusal, count = "", len(cells)
+    while True:
+        try:
+            return _submit_array(cells[:count], run, job, parallelism), cells[count:], refusal
+        except UserError as error:
+            if count == 1 or not TOO_MANY.search(str(error)):
+                raise
+            refusal, count = str(error), count // 2
+
+
 def _submit_array(cells: Sequence[Path], run: Path | None, job: JobConfig, parallelism: int) -> str:
     """Submit a job for each cell and write down which; the id of all together."""
     tasks = [_task(["vlmkit.eval", f"cells=[{as_override(str(cell))}]"], JobPlace.of_cell(cell), job) for cell in cells]
@@ -81,14 +112,22 @@ def _submit_array(cells: Sequence[Path], run: Path | None, job: JobConfig, paral
 
 def _try_to_submit_merge(run: Path, job: JobConfig, array: str) -> tuple[str | None, str]:
     """Submit the job that merges when all of an array have ended, however; its id, or why there is none."""
-    small = replace(job, nodes=1, tasks_per_node=1, gpus_per_node=0)
+    small = replace(
+        job,
+        nodes=1,
+        tasks_per_node=1,
+        gpus_per_node=0,
+        cpus_per_task=1,
+        mem_gb=min(job.mem_gb or MERGE_GB, MERGE_GB),
+        constraint=None,
+        additional_parameters={},
+    )
     task = _task(["vlmkit.merge", f"run={as_override(str(run))}"], JobPlace.of_cell(run / "evals" / "merge"), job)
     try:
         [merge] = submit([task], small, run / "evals" / JOBS, f"merge-{run.name}", dependency=f"afterany:{array}")
     except UserError as error:
         by_hand = merge_command(RunPaths(run))
-        return None, f"warning: {error}; when job {array} has ended, hand on its results: {by_hand}"
-    _write_job(task, merge, run)
+        return None, f"{error}; when job {array} has ended, hand on its results: {by_hand}"
     return merge.job_id, ""
 
 

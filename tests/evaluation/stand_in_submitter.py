@@ -21,4 +21,4 @@ if "refuse" in tasks and not (run / "open").exists():
     sys.exit("error: sbatch: error: invalid partition specified: nowhere")
 under_way = [cell for task, cell in tasks.items() if task == "under_way"]
 job = "7" if len(under_way) < len(tasks) else None
-print(json.dumps({"job": job, "merge": job and "8", "done": [], "under_way": under_way, "warning": ""}))
+print(json.dumps({"job": job, "merge": job and "8", "done": [], "under_way": under_way, "left": [], "warning": ""}))

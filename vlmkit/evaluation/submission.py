@@ -36,7 +36,8 @@ class HandedOver:
     merge: str | None  # the job that merges their results; None: they need none, or SLURM did not take it
     done: list[str]  # folders of cells that need no job
     under_way: list[str]  # of those that have one, or that a process answers now
-    warning: str  # why there is no job that merges, if there should be one
+    left: list[str]  # of those that SLURM did not take
+    warning: str  # why it did not, or why there is no job that merges, if there should be one
 
 
 class Submission:
@@ -110,12 +111,14 @@ class Submission:
 
 def describe(cells: Sequence[Cell], result: HandedOver) -> list[str]:
     """A line, or two, for a person."""
-    new = len(cells) - len(result.done) - len(result.under_way)
+    new = len(cells) - len(result.done) - len(result.under_way) - len(result.left)
     told = [] if result.job is None else [f"{new} handed over to SLURM as job {result.job}"]
     told += [] if result.merge is None else [f"merged by job {result.merge}"]
     told += [f"{len(result.under_way)} under way already"] if result.under_way else []
     told += [f"{len(result.done)} done already"] if result.done else []
-    return [f"evaluations of {checkpoints_of(cells)}: {', '.join(told)}", *filter(None, [result.warning])]
+    told += [f"{len(result.left)} not taken"] if result.left else []
+    warnings = [f"warning: {result.warning}"] if result.warning else []
+    return [f"evaluations of {checkpoints_of(cells)}: {', '.join(told)}", *warnings]
 
 
 def checkpoints_of(cells: Iterable[Cell]) -> str:

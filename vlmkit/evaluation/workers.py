@@ -253,7 +253,8 @@ class SlurmWorkers:
             result = submission.poll()
             if result is None:
                 return
-            self._open = [cell for cell in self._open if cell not in submission.cells]
+            taken = [cell for cell in submission.cells if str(cell.folder) not in result.left]
+            self._open = [cell for cell in self._open if cell not in taken]
             for line in describe(submission.cells, result):
                 self._say(line)
         except UserError as error:
