@@ -221,4 +221,4 @@ def test_a_job_whose_record_is_taken_away_is_not_waited_for(tmp_path: Path) -> N
     (tmp_path / "seed=0" / "may_end").touch()
     told, _ = command.communicate(timeout=30)
     assert command.returncode == 1
-    assert f"job 0 seed=0 lr=1: {tmp_path}/seed=0/job.json is gone" in told
+    assert f"job 0: {tmp_path}/seed=0/job.json is gone" in told
