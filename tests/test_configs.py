@@ -150,6 +150,14 @@ def test_the_recommended_filter_is_the_reference_s() -> None:
     assert composed("filter=recommended").filter.minima == (3, 3, 2, 3)
 
 
+@pytest.mark.parametrize("command", [["train"], ["eval", "ckpt=x"]])
+def test_a_job_of_an_evaluation_that_would_be_told_to_leave_as_it_begins_is_refused_at_once(command: list[str]) -> None:
+    arguments = [*command, "evals=slurm", "evals.job.time_min=2"]
+    conftest.composed(*arguments, "cluster.signal_delay_s=119")
+    with pytest.raises(ConfigError, match=r"^time_min=2: must be more than signal_delay_s=120 \(seconds\)"):
+        conftest.composed(*arguments)
+
+
 def flat(config: object, prefix: str = "") -> dict[str, object]:
     if not isinstance(config, dict):
         return {prefix.rstrip("."): config}

@@ -19,7 +19,7 @@ from vlmkit.jobs import MANIFEST, Job, JobPlace, JobReport, JobState, Launcher, 
 from vlmkit.paths import RunPaths
 from vlmkit.run_directory import plain_config, read_config
 from vlmkit.status import describe_wandb, show_status, show_sweep
-from vlmkit.sweep_directory import find_run, find_sweep
+from vlmkit.sweep_directory import find_run, find_sweep, read_entries
 from vlmkit.tracking.console import Screen
 from vlmkit.tracking.jsonl import JsonlTracker
 
@@ -340,6 +340,14 @@ def test_a_sweep_that_was_moved_is_told_where_it_is(tmp_path: Path, capsys: pyte
         ("done", "seed=0"), ("failed", "seed=1"), ("ended", "seed=2"),
         ("ended", "seed=3"),
     ]  # fmt: skip
+
+
+def test_the_only_job_of_a_sweep_is_called_by_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "first"
+    folder.mkdir()
+    write_manifest(tmp_path, [SweepJob(["seed=0", "model=tiny"], job_of(JobPlace.of_folder(folder), folder))])
+    entries, _ = read_entries(tmp_path)
+    assert [each.name for each in entries] == ["first"]
 
 
 def test_just_one_of_run_and_sweep_is_given(tmp_path: Path) -> None:

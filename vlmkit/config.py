@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vlmkit.errors import ConfigError
 from vlmkit.paths import config_dir
-from vlmkit.redact import SECRET_NAME
+from vlmkit.redact import SECRET_NAME, redact
 
 Group = TypeVar("Group")
 
@@ -595,16 +595,36 @@ class JobConfig:
             require(
                 re.fullmatch(r"[a-z][a-z0-9_-]*", name) is not None, key, "…", "an option of sbatch, without dashes"
             )
+        self._check_secrets(group)
+
+    def _check_secrets(self, group: str) -> None:
+        """All that a job asks for is in files."""
+        texts: dict[str, object] = {"setup": self.setup}
+        for key in ("environment", "additional_parameters"):
+            texts |= {f"{key}.{name}": value for name, value in getattr(self, key).items()}
+        for key, text in texts.items():
+            rule = "free of secrets: set them where you submit, a job gets those variables too"
+            require(redact(text) == text, f"{group}.{key}", "…", rule)
 
     def on(self, cluster: "JobConfig") -> "JobConfig":
-        """The same job on a cluster: what this leaves open is the cluster's; variables and options add up."""
+        """The same job on a cluster: what this leaves open is the cluster's; variables and options add up.
+
+        Raises:
+            ConfigError: It would be told of its end as it begins, each time that it is queued again.
+        """
         values = {
             each.name: getattr(cluster, each.name) if (own := getattr(self, each.name)) is None else own
             for each in fields(JobConfig)
         }
         for name in ("environment", "additional_parameters"):
             values[name] = getattr(cluster, name) | getattr(self, name)
-        return JobConfig(**values)
+        job = JobConfig(**values)
+        if job.time_min is not None and job.signal_delay_s is not None and job.signal_delay_s >= 60 * job.time_min:
+            raise ConfigError(
+                f"time_min={job.time_min}: must be more than signal_delay_s={job.signal_delay_s} (seconds), or a job "
+                "is told to leave as soon as it begins; raise the one or lower the other"
+            )
+        return job
 
 
 @dataclass(kw_only=True, slots=True)
@@ -793,6 +813,8 @@ class TrainConfig:
             interval = self.trainer.eval_interval
             fits = phase.every is None or phase.every % interval == 0
             require(fits, f"{key}.every", phase.every, f"a multiple of trainer.eval_interval={interval}")
+        if self.evals.where is EvalsWhere.slurm:
+            self.evals.job_on(self.cluster)  # now, not when the first checkpoint is there
 
     @property
     def max_sample_length(self) -> int:
@@ -882,6 +904,8 @@ class EvalConfig:
         for name in ("tasks", "force") if self.cells is not None else ():
             require(not getattr(self, name), name, getattr(self, name), "left out with cells, which say what is asked")
         check_tasks("tasks", self.tasks or [])
+        if self.evals.where is EvalsWhere.slurm:
+            self.evals.job_on(self.cluster)
 
     @property
     def task_names(self) -> list[str]:

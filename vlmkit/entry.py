@@ -31,6 +31,7 @@ from vlmkit.redact import redact
 from vlmkit.run_directory import sweep_subdir
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+LOOKS = ("--cfg", "-c", "--info", "-i")  # flags of Hydra that show something and start nothing
 FREE_KEYS = {  # whose own keys the user names; an example of a value
     "dataset.parts": "{dataset: easyvqa, weight: 1}",
     **dict.fromkeys([f"{job}.environment" for job in ("cluster", "hydra.launcher", "evals.job")], "VALUE"),
@@ -55,11 +56,8 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
     """
     register_schemas()
     register_sweep_subdir()
-    if {"-m", "--multirun"} & set(sys.argv) and redact(sys.argv) != sys.argv:
-        sys.exit(
-            f"error: {' '.join(redact(sys.argv[1:]))}: a sweep names folders after its arguments, a secret must not "
-            "be among them: put it in the environment"
-        )
+    if {"-m", "--multirun"} & set(sys.argv):
+        _check_sweep(sys.argv[1:])
 
     def leave(error: Exception) -> NoReturn:
         if isinstance(error, BrokenPipeError):  # who reads the output has left
@@ -87,6 +85,18 @@ def run(config_name: str, command: Callable[[Any, Invocation], None]) -> None:
     finally:
         if not wants_traceback:
             os.environ.pop(FULL_ERROR, None)
+
+
+def _check_sweep(arguments: list[str]) -> None:
+    """End the process if a sweep cannot have these arguments."""
+    if redact(arguments) != arguments:
+        sys.exit(
+            f"error: {' '.join(redact(arguments))}: a sweep names folders after its arguments, a secret must not "
+            "be among them: put it in the environment"
+        )
+    looks = [argument for argument in arguments if argument.partition("=")[0] in LOOKS]
+    if looks:
+        sys.exit(f"error: {looks[0]}: shows what one job would get: leave out -m and give each key one value")
 
 
 def quote_paths(*names: str) -> None:

@@ -24,7 +24,7 @@ DEEPEST = 4  # folders between that of the sweep and those of its jobs: a value 
 class SweepEntry:
     """A job of a sweep, or a run of it."""
 
-    name: str  # what it was called with and not all others, too
+    name: str  # what it was called with and not all others, too; its folder's name if that is nothing
     folder: Path  # where it lies now
     job: Job | None  # None if no launcher handed it over, or that cannot be read
 
@@ -68,13 +68,13 @@ def read_entries(sweep: Path) -> tuple[list[SweepEntry], str | None]:
         manifest = read_manifest(sweep)
     except ValueError as error:
         problem = str(error)
-    shared = set.intersection(*(set(each.overrides) for each in manifest)) if len(manifest) > 1 else set()
+    shared = set.intersection(*(set(each.overrides) for each in manifest)) if manifest else set()
     entries = []
     for each in manifest:
         folder = _where_now(sweep, Path(each.job.folder))
         job = read_job(JobPlace.of_folder(folder)) or each.job
         own = [override for override in each.overrides if override not in shared]
-        entries.append(SweepEntry(" ".join(own or each.overrides) or folder.name, folder, job))
+        entries.append(SweepEntry(" ".join(own) or folder.name, folder, job))
     known = {entry.folder for entry in entries}
     others = [folder for folder in sorted(_folders(sweep, DEEPEST)) if folder not in known]
     entries += [SweepEntry(str(path.relative_to(sweep)), path, read_job(JobPlace.of_folder(path))) for path in others]

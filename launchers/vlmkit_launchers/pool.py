@@ -9,6 +9,7 @@ get SIGTERM as well when it is killed itself, and it ends when the process that 
 import ctypes
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -29,6 +30,7 @@ from vlmkit_launchers.logs import how_it_failed
 
 READY = "ready"  # said when the locks of all jobs are held
 PAUSE_S = 0.1  # between two looks at the jobs that run
+SPARE_FILES = 64  # that a process may have open besides the locks of its jobs
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -177,9 +179,29 @@ def _end_with_the_pool() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def allow_open_files(locks: int) -> None:
+    """Have the system let this process hold so many locks: each is an open file.
+
+    Ends the process with one line if it does not.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = locks + SPARE_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except ValueError:
+        sys.exit(
+            f"error: {locks:,} jobs need {needed:,} open files, and this machine allows {hard:,} (ulimit -Hn): "
+            "make several sweeps of it"
+        )
+
+
 def main() -> None:
     """The process."""
-    pool = Pool(PoolOrder.read(sys.stdin.readline()))
+    order = PoolOrder.read(sys.stdin.readline())
+    allow_open_files(len(order.jobs))
+    pool = Pool(order)
     print(READY, flush=True)  # noqa: T201
     pool.run()
 

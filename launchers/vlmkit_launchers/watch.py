@@ -1,7 +1,7 @@
 """A command waits for the jobs of a sweep: a line for each change, a table at the end."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,9 +136,6 @@ def described(standing: JobStanding) -> str:
 
 def short_names(jobs: Sequence[PlannedJob]) -> dict[int, str]:
     """Number of a job → how it is called on the screen: by that in which it differs from others."""
-    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    return {job.number: " ".join([f"job {job.number}", *_differing(job, common.__contains__)]) for job in jobs}
-
-
-def _differing(job: PlannedJob, is_common: Callable[[str], bool]) -> list[str]:
-    return [override for override in job.overrides if not is_common(override)]
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if jobs else set()
+    own = {job.number: [override for override in job.overrides if override not in common] for job in jobs}
+    return {number: " ".join([f"job {number}", *differing]) for number, differing in own.items()}

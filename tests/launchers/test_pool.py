@@ -1,8 +1,11 @@
 """A pool of processes, with small commands in the place of runs."""
 
+import json
 import os
 import signal
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ from tests.launchers.commands import (
 from vlmkit.config import LocalLauncherConfig
 from vlmkit.jobs import JobState, read_manifest, read_report
 from vlmkit_launchers.handover import LocalStarter
+from vlmkit_launchers.pool import PoolJob, PoolOrder
 from vlmkit_launchers.sweep import launch
 
 
@@ -190,6 +194,25 @@ def test_a_command_that_cannot_be_started_is_a_failed_job(tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("limit", "says", "told"),
+    [
+        ("-S", "ready\n", ""),
+        ("-H", "", "error: 60 jobs need 124 open files, and this machine allows 40 (ulimit -Hn): make several sweeps"),
+    ],
+)
+def test_a_pool_holds_more_locks_than_files_may_be_open_at_first(
+    tmp_path: Path, limit: str, says: str, told: str
+) -> None:
+    jobs = [PoolJob(number, ["true"], str(tmp_path / f"seed={number}"), "") for number in range(60)]
+    order = json.dumps(asdict(PoolOrder(jobs, str(tmp_path), 1, None, detach=False)))
+    command = ["bash", "-c", f'ulimit -Sn 40 {limit}n 40; exec "$0" -m vlmkit_launchers.pool', sys.executable]
+    pool = subprocess.run(command, input=order + "\n", capture_output=True, text=True, timeout=30)
+    assert pool.stdout == says
+    assert pool.stderr.startswith(told)
+    assert len(pool.stderr.splitlines()) == (1 if told else 0), pool.stderr
+
+
 def test_a_job_whose_record_is_taken_away_is_not_waited_for(tmp_path: Path) -> None:
     command = start_launch(tmp_path, PATIENT)
     wait_until((tmp_path / "seed=0" / "begun").exists)
@@ -198,4 +221,4 @@ def test_a_job_whose_record_is_taken_away_is_not_waited_for(tmp_path: Path) -> N
     (tmp_path / "seed=0" / "may_end").touch()
     told, _ = command.communicate(timeout=30)
     assert command.returncode == 1
-    assert f"job 0 seed=0 lr=1: {tmp_path}/seed=0/job.json is gone" in told
+    assert f"job 0: {tmp_path}/seed=0/job.json is gone" in told
