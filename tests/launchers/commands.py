@@ -1,6 +1,7 @@
 """Small commands as the jobs of a sweep."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -73,7 +74,13 @@ def start_launch(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=heed_ctrl_c,
     )
+
+
+def heed_ctrl_c() -> None:
+    """As in a terminal: what a shell starts in the background ignores it, and so would what the tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def states(sweep: Path) -> list[JobState]:

@@ -12,7 +12,7 @@ from tests.launchers.commands import PATIENT, planned
 from vlmkit import train
 from vlmkit.config import EvalConfig, EvalSuiteConfig, LocalLauncherConfig, as_override
 from vlmkit.errors import UserError
-from vlmkit.jobs import Job, read_manifest
+from vlmkit.jobs import Job, Launcher, read_manifest
 from vlmkit.run_directory import RunPaths, claim
 from vlmkit_launchers.handover import LocalStarter, PlannedJob
 from vlmkit_launchers.sweep import ComposedJob, digest, launch, plan_jobs
@@ -117,11 +117,12 @@ def test_a_job_is_the_command_with_its_own_overrides_and_directory(
     assert job.folder == sweep / "ckpt='a,b'"
 
 
-def test_jobs_know_the_options_in_a_folder_of_the_user_s(vlmkit: Run, tmp_path: Path) -> None:
+def test_jobs_know_the_config_and_the_options_in_a_folder_of_the_user_s(vlmkit: Run, tmp_path: Path) -> None:
     option = tmp_path / "my conf" / "filter" / "mine.yaml"
     option.parent.mkdir(parents=True)
     option.write_text("defaults:\n  - filter_schema\nrelevance_min_rating: 2\n")
-    done = vlmkit("train", "-m", "--config-dir", "my conf", "filter=mine", "seed=0", "resume=/nowhere")
+    (tmp_path / "my conf" / "mine.yaml").write_text("defaults: [train, _self_]\nresume: /nowhere\n")
+    done = vlmkit("train", "-m", "--config-dir", "my conf", "--config-name", "mine", "filter=mine", "seed=0")
     assert done.returncode == 1
     assert "job 0: error: resume=/nowhere: must be auto, never, or" in done.stdout
     assert done.stderr == ""
@@ -161,3 +162,14 @@ def test_a_pool_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(UserError, match=r"the pool of processes did not start; see .*/logs/pool.log"):
         launch(planned(tmp_path, ""), tmp_path, LocalStarter(LocalLauncherConfig(), tmp_path), detach=False)
+
+
+def test_nothing_is_started_while_slurm_does_not_answer_about_jobs_that_it_may_have(
+    tmp_path: Path, no_slurm: Path
+) -> None:
+    """Else it would have them twice, and nobody would know the first ones."""
+    [job] = planned(tmp_path / "sweep", PATIENT)
+    Job(Launcher.slurm, "7", ["true"], str(job.folder), str(tmp_path / "7.out"), 1.0).write(job.place)
+    with pytest.raises(UserError, match="SLURM does not answer here, and 1 jobs may wait or run"):
+        launch([job], tmp_path / "sweep", LocalStarter(LocalLauncherConfig(), tmp_path / "sweep"), detach=False)
+    assert not read_manifest(tmp_path / "sweep")

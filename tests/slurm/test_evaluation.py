@@ -19,6 +19,7 @@ from tests.evaluation.made_up_tasks import TASKS
 from tests.slurm.conftest import Slurm
 from tests.tracking.test_sinks import evaluations_in_jsonl
 from vlmkit.config import ModelConfig
+from vlmkit.errors import UserError
 from vlmkit.evaluation.cells import CellState, read_cell
 from vlmkit.evaluation.samples import read_samples
 from vlmkit.evaluation.subjects import find_subjects, plan_cells
@@ -141,6 +142,22 @@ def test_two_submitters_at_once_submit_a_cell_once(slurm: Slurm, paths: RunPaths
     places = [JobPlace.of_cell(Path(cell.folder)) for cell in both[0].cells]
     assert [job and job.job_id for job in map(read_job, places)] == [f"{first.job}_{number}" for number in range(6)]
     slurm.run("scancel", str(first.job), str(first.merge))
+
+
+def test_slurm_is_handed_as_many_as_it_takes(
+    slurm: Slurm, paths: RunPaths, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The QOS takes one job, so not the one that merges either."""
+    both = submission(paths, "tasks=[chartqa]", "evals.job.qos=one", HELD)
+    result = both.wait()
+    assert (len(result.left), result.merge) == (1, None)
+    assert "QOSMaxSubmitJobPerUserLimit" in result.warning
+    job = str(result.job)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="SLURM does not answer here, and may have jobs"):
+        submission(paths, "tasks=[chartqa]", HELD).wait()
+    monkeypatch.undo()
+    slurm.run("scancel", job)
 
 
 def test_a_job_that_nobody_has_noted_down_does_no_harm(

@@ -114,7 +114,6 @@ def test_what_slurm_refuses_is_one_line(vlmkit: Run, slurm: Slurm, tmp_path: Pat
     arguments = ("train", "-m", "seed=0,1", "hydra/launcher=slurm", "hydra.launcher.partition=nowhere")
     done = vlmkit(*arguments, **slurm.environment)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: SLURM did not take vlmkit-sweep: sbatch: error:")
-    assert "invalid partition specified: nowhere" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    [told] = done.stderr.splitlines()
+    assert told.startswith("error: SLURM did not take vlmkit-sweep: invalid partition specified: nowhere")
     assert not list(tmp_path.glob("**/job.json"))
