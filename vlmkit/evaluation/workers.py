@@ -31,6 +31,7 @@ from vlmkit.evaluation.submission import (
 )
 from vlmkit.interrupt import StopSignal
 from vlmkit.launched import own_environment
+from vlmkit.logs import how_it_failed
 from vlmkit.paths import whole_file
 from vlmkit.redact import redact
 from vlmkit.tracking.console import Screen
@@ -374,13 +375,5 @@ def describe_end(cells: Sequence[Cell], returncode: int, log: Path) -> list[str]
         if now.state is CellState.failed:
             lines.append(f"{where}: {now.reason}; see {log}")
         elif now.state is not CellState.done and not now.is_held:
-            lines.append(f"{where}: {_last_line(log) or f'the process ended with {returncode}'}; see {log}")
+            lines.append(f"{where}: {how_it_failed(returncode, log)}; see {log}")
     return lines
-
-
-def _last_line(log: Path) -> str:
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    return redact(lines[-1].strip()) if lines else ""
