@@ -12,7 +12,7 @@ LAUNCHERS = PACKAGE.parent / "launchers"
 # Each may import those above it and its own kind. A module that is not named here belongs to its folder.
 LAYERS = [
     {"errors", "paths", "redact"},
-    {"config", "launched", "jobs"},
+    {"config", "launched", "jobs", "logs"},
     {"types", "local_files", "special_tokens"},
     {"pretrained"},
     {"processing", "distributed", "run_directory"},
@@ -167,6 +167,7 @@ def test_light_modules_import_nothing_heavy() -> None:
         "run_directory",
         "errors",
         "local_files",
+        "logs",
         "redact",
         "special_tokens",
     )

@@ -13,18 +13,20 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import Run, command_environment, composed
+from tests.conftest import Held, Run, command_environment, composed
+from tests.evaluation import made_up_cells as made
 from vlmkit.config import EvalConfig, EvalsConfig, EvalSuiteConfig, EvalsWhere, ModelConfig, TrainerConfig
 from vlmkit.data.sources import Question, read_easyvqa_test
 from vlmkit.data.worker import Loaded, build_batch
 from vlmkit.distributed import Ranks
 from vlmkit.errors import ConfigError, UserError
-from vlmkit.eval import evaluate, hand_over, rewritten
+from vlmkit.eval import evaluate, hand_over, rewritten, tell_left
 from vlmkit.evaluation.cells import CellState, read_cell
 from vlmkit.evaluation.exact_match import run_test
 from vlmkit.evaluation.samples import read_samples
 from vlmkit.evaluation.subjects import find_subjects, plan_cells
 from vlmkit.interrupt import StopSignal
+from vlmkit.jobs import Job, JobPlace, Launcher
 from vlmkit.model.build import build_model
 from vlmkit.model.packed import PackedVLM
 from vlmkit.paths import RunPaths
@@ -228,6 +230,20 @@ def test_named_cells_can_be_handed_over_and_a_refusal_is_the_users(slurm: EvalsC
     slurm.submitter = "no_such_module"
     with pytest.raises(UserError, match="No module named no_such_module"):
         hand_over(asked(cells=[str(cell.folder)], evals=slurm))
+
+
+def test_only_what_others_answer_is_left_to_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not what a process was to answer that was killed."""
+    begun, planned = made.begun(RunPaths(tmp_path), 1800, "easyvqa"), made.planned(RunPaths(tmp_path), 1800, "mme")
+    place = JobPlace.of_cell(planned.folder)
+    Job(Launcher.local, "host:1", ["true"], str(planned.folder), "1.out", time.time()).write(place)
+    with Held(begun.lock), Held(place.lock):
+        assert tell_left([begun, planned]) == 75
+    assert tell_left([begun, planned]) == 1
+    assert capsys.readouterr().err == (
+        "left to other processes: step_1800 easyvqa, step_1800 mme; call again to see what came of it\n"
+        "has no result: step_1800 easyvqa: interrupted, step_1800 mme: not begun; the same command goes on\n"
+    )
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from tests.evaluation import made_up_cells as made
 from vlmkit.errors import ConfigError
 from vlmkit.evaluation.delivery import News, deliver_late
 from vlmkit.evaluation.standing import RunStanding, Standing, State
-from vlmkit.jobs import MANIFEST, Job, JobPlace, JobReport, JobState, Launcher, SweepJob, write_manifest
+from vlmkit.jobs import LEAVING, MANIFEST, Job, JobPlace, JobReport, JobState, Launcher, SweepJob, write_manifest
 from vlmkit.paths import RunPaths
 from vlmkit.run_directory import plain_config, read_config
 from vlmkit.status import describe_wandb, show_status, show_sweep
@@ -218,6 +218,37 @@ def test_the_job_of_a_cell_says_why_its_result_is_missing(paths: RunPaths) -> No
     assert standing(paths).reason == f"job host:1 failed (no memory (ended with 1)); its log: {job.log}"
     JobReport("host:1", JobState.done, "left to another process", None, 1.0).write(place)
     assert standing(paths).reason == "no process works on it; the next start of the run would, if it is due"
+
+
+def test_a_new_job_counts_more_than_an_old_failure_or_a_checkpoint_that_is_gone(paths: RunPaths) -> None:
+    failed = made.failed(paths, 4, "mmstar", "its data cannot be fetched")
+    place = JobPlace.of_cell(failed.folder)
+    job_of(place, failed.folder)
+    with Held(place.lock):
+        found = standing(paths)
+        assert (found.state, found.command) == (State.planned, None)
+        assert found.told == "failed before: its data cannot be fetched"
+        assert (found.reason or "").startswith("job host:1 waits in the pool since ")
+        JobReport("host:1", JobState.running, LEAVING, None, time.time()).write(place)
+        assert standing(paths).state is State.failed  # by this very job
+    begun = made.begun(paths, 8, "mmstar")
+    shutil.rmtree(paths.checkpoint(8))
+    place = JobPlace.of_cell(begun.folder)
+    job_of(place, begun.folder)
+    with Held(place.lock):
+        found = standing(paths, 8)
+    assert (found.state, found.command) == (State.interrupted, None)
+    assert (found.reason or "").startswith("job host:1 waits in the pool since ")
+
+
+def test_what_a_slurm_job_was_to_answer_goes_to_slurm_again(
+    paths: RunPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cell = made.failed(paths, 4, "mmstar", "its data cannot be fetched")
+    Job(Launcher.slurm, "12_3", ["true"], str(cell.folder), "/logs/1.out", 1.0).write(JobPlace.of_cell(cell.folder))
+    command = f"python -m vlmkit.eval 'cells=['\"'\"'{cell.folder}'\"'\"']' evals=slurm cluster=…"
+    assert standing(paths).command == command
 
 
 def test_a_job_that_slurm_does_not_tell_about_is_said_to_be_unknown(

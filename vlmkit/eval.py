@@ -29,6 +29,7 @@ from vlmkit.evaluation.delivery import deliver_late
 from vlmkit.evaluation.merge import merge_subject
 from vlmkit.evaluation.subjects import done_cells, find_subjects, plan_cells
 from vlmkit.evaluation.submission import Submission, by_run, describe
+from vlmkit.jobs import JobPlace, stand
 from vlmkit.launched import started_processes
 from vlmkit.paths import RunPaths
 from vlmkit.preflight import check_evaluation
@@ -198,15 +199,32 @@ def _start(config: EvalConfig, invocation: entry.Invocation) -> None:
     cells = evaluate(config)
     if any(cell.state is CellState.failed for cell in cells):
         sys.exit(1)
-    if others := [cell for cell in cells if cell.state is not CellState.done]:
-        sys.exit(_left_to_others(others))
+    if left := [cell for cell in cells if cell.state is not CellState.done]:
+        sys.exit(tell_left(left))
 
 
-def _left_to_others(cells: Sequence[Cell]) -> int:
-    """Say which cells other processes answer; the code with which a command ends that is to be called again."""
-    names = ", ".join(f"{cell.folder.parent.name} {cell.folder.name}" for cell in cells)
-    print(f"left to other processes: {names}; call again to see what came of it", file=sys.stderr)  # noqa: T201
-    return os.EX_TEMPFAIL
+def tell_left(cells: Sequence[Cell]) -> int:
+    """Say why cells have no result that did not fail; the code with which the command ends.
+
+    Returns:
+        75, to be called again, if other processes or jobs answer all of them; 1 if one was given up: its process was
+        killed, for one.
+    """
+    jobs = stand(JobPlace.of_cell(cell.folder) for cell in cells)
+    has_job = {place for place, job in jobs.items() if job.is_under_way}
+    given_up = [cell for cell in cells if not cell.is_held and JobPlace.of_cell(cell.folder) not in has_job]
+    if given_up:
+        told = f"has no result: {', '.join(map(_describe_open, given_up))}; the same command goes on"
+    else:
+        names = ", ".join(f"{cell.folder.parent.name} {cell.folder.name}" for cell in cells)
+        told = f"left to other processes: {names}; call again to see what came of it"
+    print(told, file=sys.stderr)  # noqa: T201
+    return 1 if given_up else os.EX_TEMPFAIL
+
+
+def _describe_open(cell: Cell) -> str:
+    state = "interrupted" if cell.state is CellState.begun else "not begun"
+    return f"{cell.folder.parent.name} {cell.folder.name}: {state}"
 
 
 if __name__ == "__main__":

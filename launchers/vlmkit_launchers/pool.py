@@ -24,9 +24,9 @@ from types import FrameType
 
 from vlmkit.jobs import LEAVING, JobPlace, JobReport, JobState
 from vlmkit.launched import own_environment
+from vlmkit.logs import how_it_failed
 from vlmkit.paths import held_lock
 from vlmkit.redact import redact
-from vlmkit_launchers.logs import how_it_failed
 
 READY = "ready"  # said when the locks of all jobs are held
 PAUSE_S = 0.1  # between two looks at the jobs that run

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType
 
 from vlmkit.jobs import JobPlace, JobReport, JobState, read_report
+from vlmkit.logs import START, as_shells_do, how_it_failed
 from vlmkit.redact import redact
-from vlmkit_launchers.logs import START, as_shells_do, how_it_failed
 
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)  # time is nearly up; another job needs the place
 FIRST_PORT, PORTS = 15_000, 15_000  # below those that systems give to clients

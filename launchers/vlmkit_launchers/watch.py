@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlmkit.jobs import JobStanding, JobState, Launcher, stand
+from vlmkit.logs import last_line
 from vlmkit.tracking.console import SECONDS_BETWEEN_LINES, Screen
 from vlmkit_launchers.handover import PlannedJob
-from vlmkit_launchers.logs import last_line
 
 ENDED = (JobState.done, JobState.failed, JobState.ended)
 SECONDS_UNKNOWN = 600.0  # after which a job that SLURM does not know is given up

@@ -222,7 +222,7 @@ def test_what_slurm_refuses_is_tried_once_more_at_the_end_and_then_told_with_the
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    run = start(*SLURM, "eval_suite.tasks=[refuse]")
+    run = start(*SLURM, "eval_suite.tasks=[refuse]", "cluster=example_gpu")
     run.after(4)
     wait_for(lambda: not run.evaluate.after_step(Step(5)) and run.said)
     run.evaluate.finish()
@@ -231,6 +231,7 @@ def test_what_slurm_refuses_is_tried_once_more_at_the_end_and_then_told_with_the
     refused = "warning: evaluations of step_4 are not handed over to SLURM now: sbatch: error: invalid partition"
     assert [line.startswith(refused) for line in told] == [True, True, False]
     assert told[2].startswith("warning: not handed over to SLURM: step_4 refuse; the run's next start does it, or: ")
+    assert told[2].endswith(" evals=slurm cluster=…")
 
 
 def test_results_that_came_when_the_run_had_looked_for_the_last_time_are_logged(start: Start, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from tests.conftest import composed
 from tests.evaluation import made_up_cells as made
 from vlmkit.config import EvalsConfig
 from vlmkit.errors import UserError
+from vlmkit.evaluation.cells import Cell
 from vlmkit.evaluation.submission import SECONDS_TO_SUBMIT, Submission
 from vlmkit.evaluation.workers import SlurmWorkers
 from vlmkit.paths import RunPaths
@@ -33,7 +33,10 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
         def build(limit_s: float = SECONDS_TO_SUBMIT) -> tuple[SlurmWorkers, list[str]]:
             said: list[str] = []
-            submit = partial(Submission, evals=config.evals, cluster=config.cluster, limit_s=limit_s)
+
+            def submit(cells: Sequence[Cell], given_s: float) -> Submission:
+                return Submission(cells, config.evals, config.cluster, min(limit_s, given_s))
+
             workers = SlurmWorkers(submit, said.append)
             stack.callback(workers.close)
             return workers, said
@@ -113,17 +116,34 @@ def test_cells_that_come_while_others_are_handed_over_wait_for_them(start: Start
     assert [line.split(":")[0] for line in said] == ["evaluations of step_4", "evaluations of step_8"]
 
 
-def test_a_slurm_that_does_not_answer_is_left(start: Start, tmp_path: Path) -> None:
+def test_a_slurm_that_does_not_answer_is_left_and_not_asked_again_at_the_end(start: Start, tmp_path: Path) -> None:
     workers, said = start(limit_s=0.5)
     cell = made.planned(RunPaths(tmp_path), 4, "hang")
     workers.start([cell])
+    workers.retry()
     wait(workers)
+    workers.retry()
+    assert workers.poll() == []
     workers.close()
     assert said == [
         "warning: evaluations of step_4 are not handed over to SLURM now: SLURM did not answer within 0.5 s",
         "warning: not handed over to SLURM: step_4 hang; the run's next start does it, or: "
         f"python -m vlmkit.eval 'cells=['\"'\"'{cell.folder}'\"'\"']' evals=slurm",
     ]
+
+
+def test_what_is_handed_over_at_the_end_of_a_run_gets_a_minute(tmp_path: Path) -> None:
+    given: list[float] = []
+
+    def submit(_: Sequence[Cell], limit_s: float) -> Submission:
+        given.append(limit_s)
+        raise OSError("no room")
+
+    workers = SlurmWorkers(submit, str)
+    workers.start([made.planned(RunPaths(tmp_path), 4, "a")])
+    workers.retry()
+    workers.poll()
+    assert given == [SECONDS_TO_SUBMIT, 60]
 
 
 def submitted(cells: Sequence[Any], submitter: str) -> None:

@@ -80,10 +80,21 @@ def test_what_goes_wrong_is_a_line_with_the_reason_and_the_log(start: Start, tmp
     logs = [paths.cells(step) / "eval_1.log" for step in (5, 10)]
     assert said == [
         f"warning: step_5: fail: no data; see {logs[0]}",
-        f"warning: step_10: crash: error: it broke; key ***; see {logs[1]}",
+        f"warning: step_10: crash: error: it broke; key *** (ended with 1); see {logs[1]}",
     ]
     assert logs[1].read_text() == "error: it broke; key ***\n"
     assert now([made.planned(paths, 5, "fine")])[0].state is CellState.done
+
+
+def test_of_a_process_that_was_killed_the_cause_is_told_and_not_only_its_last_line(
+    start: Start, tmp_path: Path
+) -> None:
+    paths = RunPaths(tmp_path)
+    workers, said = start()
+    workers.start([made.planned(paths, 5, "killed")])
+    wait_for(lambda: not workers.poll())
+    why = "ended by SIGKILL, perhaps as memory ran out; it said last: answering"
+    assert said == [f"warning: step_5: killed: {why}; see {paths.cells(5) / 'eval_1.log'}"]
 
 
 def test_at_the_end_of_the_run_they_are_ended_and_their_cells_can_go_on(start: Start, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from vlmkit.jobs import JobPlace, JobState, read_report
-from vlmkit_launchers.logs import START, how_it_failed
 from vlmkit_launchers.task import Task, rendezvous
 
 
@@ -32,21 +31,6 @@ def test_a_report_that_cannot_be_written_does_not_stop_the_work(
     told = capfd.readouterr().out
     assert "\nworked\n" in told
     assert "warning: done, but that cannot be written down: [Errno " in told
-
-
-@pytest.mark.parametrize(
-    ("code", "printed", "told"),
-    [
-        (1, "Traceback\nValueError: no good\n\n", "ValueError: no good (ended with 1)"),
-        (1, "", "the command failed (ended with 1)"),
-        (-11, "step 7\n", "ended by SIGSEGV; it said last: step 7"),
-        (-9, "", "ended by SIGKILL, perhaps as memory ran out"),
-        (-40, "", "ended by signal 40"),
-    ],
-)
-def test_a_failure_is_told_in_one_line(tmp_path: Path, code: int, printed: str, told: str) -> None:
-    (tmp_path / "log").write_text(f"{START} 1: python -m vlmkit.train\n{printed}")
-    assert how_it_failed(code, tmp_path / "log") == told
 
 
 def test_one_process_meets_no_others(monkeypatch: pytest.MonkeyPatch) -> None:

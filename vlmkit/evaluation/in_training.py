@@ -98,11 +98,9 @@ class EvaluateCheckpoints:
         For SLURM's jobs it does not wait: what they find is logged after the run, by the job that merges it.
         """
         waiting = Waiting(self._screen, "SLURM to take evaluations" if self._hands_over else "evaluations")
-        retried = False
+        self._workers.retry()
         while not self._stop.reached_any(self._ranks):
-            if not (self._start_due() or retried):
-                self._workers.retry()
-            retried = True
+            self._start_due()
             under_way = self._ranks.run_on_main(lambda: [*self._workers.poll(), *self._elsewhere])
             self._log_news()
             if not under_way:

@@ -112,27 +112,29 @@ class RunStanding:
         if cell.is_held:
             age = format_seconds(max(time.time() - _last_change(cell), 0))
             return Standing(step, name, State.running, f"{_answered(cell)}, the last {age} ago")
-        if cell.state is CellState.failed:
-            return Standing(step, name, State.failed, cell.reason or "", reason=cell.reason, command=_again(cell))
+        job = self._jobs.get(JobPlace.of_cell(cell.folder))
+        has_failed = cell.state is CellState.failed
+        if job and job.is_under_way and not (has_failed and job.is_ending):  # or it is the one that failed
+            return Standing(step, name, *_before(cell), reason=describe_job(job))
+        again = _again(cell, job)
+        if has_failed:
+            return Standing(step, name, State.failed, cell.reason or "", reason=cell.reason, command=again)
         if not self.paths.checkpoint(step).is_dir():
             return Standing(step, name, State.gone, _answered(cell), reason="its checkpoint was removed")
-        return self._of_open(step, cell)
+        return self._of_open(step, cell, job)
 
-    def _of_open(self, step: int, cell: Cell) -> Standing:
-        """One that was ordered, has no outcome yet, and no process works on it."""
+    def _of_open(self, step: int, cell: Cell, job: JobStanding | None) -> Standing:
+        """One that was ordered, has no outcome yet, and neither a process nor a job works on it."""
         has_begun = cell.state is CellState.begun
-        state = State.interrupted if has_begun else State.planned
-        told = _answered(cell) if has_begun else ""
-        job = self._jobs.get(JobPlace.of_cell(cell.folder))
-        if job and job.is_under_way:
-            return Standing(step, cell.folder.name, state, told, reason=describe_job(job))
+        state, told = _before(cell)
+        again = _again(cell, job)
         if job and job.state is not JobState.done:
-            return Standing(step, cell.folder.name, state, told, reason=describe_job(job), command=_again(cell))
+            return Standing(step, cell.folder.name, state, told, reason=describe_job(job), command=again)
         if not has_begun and self.is_training and self.schedule.tasks_at(step):
             return Standing(step, cell.folder.name, state, told, reason="waits for the run to begin it")
         more = "; the next start of the run would, if it is due" if has_begun else ""
         reason = f"no process works on it{more}"
-        return Standing(step, cell.folder.name, state, told, reason=reason, command=_again(cell))
+        return Standing(step, cell.folder.name, state, told, reason=reason, command=again)
 
     def _of_done(self, step: int, cell: Cell, merged: Merged | None) -> Standing:
         name, told = cell.folder.name, _score(cell)
@@ -222,8 +224,21 @@ def _last_change(cell: Cell) -> float:
     return max(path.stat().st_mtime for path in files if path.exists())
 
 
-def _again(cell: Cell) -> str:
-    return f"python -m vlmkit.eval {shlex.quote(f'cells=[{as_override(str(cell.folder))}]')}"
+def _before(cell: Cell) -> tuple[State, str]:
+    """How one without a result stands that is to be answered yet, and what is told of it."""
+    match cell.state:
+        case CellState.begun:
+            return State.interrupted, _answered(cell)
+        case CellState.failed:
+            return State.planned, f"failed before: {cell.reason}"
+        case _:
+            return State.planned, ""
+
+
+def _again(cell: Cell, job: JobStanding | None) -> str:
+    """The command that answers it: where its job was to, if it had one; on which cluster the reader knows."""
+    where = " evals=slurm cluster=…" if job and job.job.launcher is Launcher.slurm else ""
+    return f"python -m vlmkit.eval {shlex.quote(f'cells=[{as_override(str(cell.folder))}]')}{where}"
 
 
 def _shell(path: Path) -> str:

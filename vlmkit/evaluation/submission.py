@@ -25,7 +25,12 @@ from vlmkit.evaluation.typed import typed
 from vlmkit.launched import submission_environment
 
 SECONDS_TO_SUBMIT = 300.0  # a submitter that takes longer is ended
+SECONDS_AT_THE_END = 60.0  # the same, when a run waits for nothing else
 SECONDS_BETWEEN_LOOKS = 0.05
+
+
+class NoAnswerError(UserError):
+    """SLURM did not answer in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ class Submission:
         """What became of the cells; None while it is not known yet.
 
         Raises:
+            NoAnswerError: SLURM did not answer in time, and is left.
             UserError: They were not handed over; the message is SLURM's.
         """
         code = self._process.poll()
@@ -81,7 +87,7 @@ class Submission:
             if monotonic() < self._deadline:
                 return None
             self.close()
-            raise UserError(f"SLURM did not answer within {self._limit_s:g} s")
+            raise NoAnswerError(f"SLURM did not answer within {self._limit_s:g} s")
         answer, errors = _last_line(self._answer), _last_line(self._errors)
         self.close()
         if code != 0:

@@ -17,13 +17,21 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from vlmkit.config import EvalsConfig, EvalsWhere, TrainConfig, as_override
+from vlmkit.config import ClusterConfig, EvalsConfig, EvalsWhere, TrainConfig, as_override
 from vlmkit.distributed import Ranks
 from vlmkit.errors import UserError, one_line
 from vlmkit.evaluation.cells import Cell, CellState, read_cell
-from vlmkit.evaluation.submission import Submission, checkpoints_of, describe
+from vlmkit.evaluation.submission import (
+    SECONDS_AT_THE_END,
+    SECONDS_TO_SUBMIT,
+    NoAnswerError,
+    Submission,
+    checkpoints_of,
+    describe,
+)
 from vlmkit.interrupt import StopSignal
 from vlmkit.launched import own_environment
+from vlmkit.logs import how_it_failed
 from vlmkit.paths import whole_file
 from vlmkit.redact import redact
 from vlmkit.tracking.console import Screen
@@ -192,18 +200,24 @@ class LocalWorkers:
 class SlurmWorkers:
     """SLURM jobs, one for each cell. They are handed over beside the run, which waits neither for SLURM nor for them.
 
-    What is not taken is handed over again with the next cells, and at the end of the run.
+    What is not taken is handed over again with the next cells, and at the end of the run, if SLURM answers at all.
     """
 
-    def __init__(self, submit: Callable[[Sequence[Cell]], Submission], say: Say) -> None:
+    def __init__(
+        self, submit: Callable[[Sequence[Cell], float], Submission], say: Say, settings: str = "evals=slurm"
+    ) -> None:
         """Nothing is handed over yet.
 
         Args:
-            submit: Begins to hand cells over.
+            submit: Begins to hand cells over; it has so many seconds.
             say: Gets a line for each time.
+            settings: What a command needs that hands over the same by hand.
         """
         self._submit = submit
         self._say = say
+        self._settings = settings
+        self._is_at_end = False  # the run waits for nothing else
+        self._is_silent = False  # SLURM, when it was asked last
         self._open: list[Cell] = []  # not taken yet
         self._wanted = False  # whether they are handed over as soon as no other submission is under way
         self._submission: Submission | None = None
@@ -211,12 +225,12 @@ class SlurmWorkers:
     def start(self, cells: Sequence[Cell]) -> None:
         """Hand over the cells, and those that were not taken before."""
         self._open += cells
-        self.retry()
-
-    def retry(self) -> None:
-        """Hand over what was not taken."""
         self._wanted = True
         self._begin()
+
+    def retry(self) -> None:
+        """With the next look hand over what was not taken, unless SLURM does not answer: a run must end."""
+        self._wanted = self._is_at_end = True
 
     def poll(self) -> list[Cell]:
         """See what became of a submission; what is not handed over yet is waited for as long as one is under way."""
@@ -236,15 +250,16 @@ class SlurmWorkers:
             self._submission = None
         if self._open:
             names = ", ".join(f"{cell.folder.parent.name} {cell.folder.name}" for cell in self._open)
-            again = f"python -m vlmkit.eval {shlex.quote(named_cells(self._open))} evals=slurm"
+            again = f"python -m vlmkit.eval {shlex.quote(named_cells(self._open))} {self._settings}"
             self._say(f"warning: not handed over to SLURM: {names}; the run's next start does it, or: {again}")
 
     def _begin(self) -> None:
-        if self._submission is not None or not (self._wanted and self._open):
+        if self._submission is not None or not (self._wanted and self._open) or (self._is_at_end and self._is_silent):
             return
         self._wanted = False
         try:
-            self._submission = self._submit(tuple(self._open))
+            limit_s = SECONDS_AT_THE_END if self._is_at_end else SECONDS_TO_SUBMIT
+            self._submission = self._submit(tuple(self._open), limit_s)
         except OSError as error:
             self._warn(self._open, error)
 
@@ -253,11 +268,13 @@ class SlurmWorkers:
             result = submission.poll()
             if result is None:
                 return
+            self._is_silent = False
             taken = [cell for cell in submission.cells if str(cell.folder) not in result.left]
             self._open = [cell for cell in self._open if cell not in taken]
             for line in describe(submission.cells, result):
                 self._say(line)
         except UserError as error:
+            self._is_silent = isinstance(error, NoAnswerError)
             self._warn(submission.cells, error)
         self._submission = None
 
@@ -274,7 +291,10 @@ def build_workers(config: TrainConfig, screen: Screen, stop: StopSignal, ranks: 
         case EvalsWhere.local if ranks.is_main:
             return LocalWorkers(evals, screen.say)
         case EvalsWhere.slurm if ranks.is_main:
-            return SlurmWorkers(lambda cells: Submission(cells, evals, config.cluster), screen.say)
+            settings = "evals=slurm" if config.cluster == ClusterConfig() else "evals=slurm cluster=…"
+            return SlurmWorkers(
+                lambda cells, limit_s: Submission(cells, evals, config.cluster, limit_s), screen.say, settings
+            )
         case _:
             return NoWorkers()
 
@@ -356,13 +376,5 @@ def describe_end(cells: Sequence[Cell], returncode: int, log: Path) -> list[str]
         if now.state is CellState.failed:
             lines.append(f"{where}: {now.reason}; see {log}")
         elif now.state is not CellState.done and not now.is_held:
-            lines.append(f"{where}: {_last_line(log) or f'the process ended with {returncode}'}; see {log}")
+            lines.append(f"{where}: {how_it_failed(returncode, log)}; see {log}")
     return lines
-
-
-def _last_line(log: Path) -> str:
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    return redact(lines[-1].strip()) if lines else ""
