@@ -115,14 +115,16 @@ def lose_node(slurm: Slurm, job: Started) -> None:
 
 
 @pytest.mark.parametrize("end", [requeue, lose_node])
-def test_a_job_that_slurm_itself_ended_begins_again_when_the_first_start_has_saved(
-    jobs: Jobs, end: Callable[[Slurm, Started], None]
-) -> None:
+def test_a_job_that_slurm_itself_ended_begins_again(jobs: Jobs, end: Callable[[Slurm, Started], None]) -> None:
     [job] = jobs.submit(work(2, saving_s=2))
     jobs.wait_for_starts(1, job)
     end(jobs.slurm, job)
     jobs.wait_for("COMPLETED", job)
-    assert own_lines(job) == ["work of start 1", "saved after SIGTERM", "work of start 2"]
+    saved = ["saved after SIGTERM"]
+    if end is lose_node:  # a node that is lost may give no time to save
+        saved = own_lines(job)[1:-1]
+        assert saved in ([], ["saved after SIGTERM"])
+    assert own_lines(job) == ["work of start 1", *saved, "work of start 2"]
     assert job.said == (JobState.done, "")
 
 
