@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -20,9 +20,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from vlmkit.config import SCHEMAS, Layout, ModelConfig
-from vlmkit.paths import config_dir
+from vlmkit.model.build import build_model
+from vlmkit.paths import RunPaths, config_dir
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.images import ImageLayout
+from vlmkit.processing.processor import save_processor
 from vlmkit.processing.tokenizer import ChatTokenizer, load_tokenizer
 
 # No deadline, as machines differ; the same examples every time, so that a failure is one everywhere.
@@ -152,6 +154,14 @@ def says(folder: Path, command: str, output: str, code: int = 0, errors: str = "
     path = folder / command
     path.write_text("\n".join(lines))
     path.chmod(0o755)
+
+
+def save_untrained(paths: RunPaths, steps: Iterable[int], config: ModelConfig, encoder: ChatEncoder) -> None:
+    """Checkpoints of a run that have learnt nothing, each another one."""
+    for step in steps:
+        torch.manual_seed(step)
+        build_model(config, encoder.tokenizer).save_pretrained(paths.checkpoint(step))
+        save_processor(paths.checkpoint(step), encoder.tokenizer, encoder.layout)
 
 
 def png(image: Image.Image, **options: object) -> bytes:

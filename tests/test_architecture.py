@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,12 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def users(library: str, modules: Iterable[Path], root: Path) -> set[str]:
+    """The modules that import a library."""
+    found = (path for path in modules if any(module.split(".")[0] == library for module in imports(path)))
+    return {str(path.relative_to(root)) for path in found}
+
+
 def part(module: str) -> str:
     return module.split(".")[1]
 
@@ -89,12 +96,7 @@ def test_training_never_imports_evaluation_nor_the_other_way() -> None:
 
 @pytest.mark.parametrize(("library", "homes"), HOMES.items())
 def test_each_foreign_library_has_its_home(library: str, homes: set[str]) -> None:
-    users = {
-        str(path.relative_to(PACKAGE))
-        for path in MODULES
-        if any(module.split(".")[0] == library for module in imports(path))
-    }
-    assert users <= homes
+    assert users(library, MODULES, PACKAGE) <= homes
 
 
 def test_vlmkit_never_imports_launchers() -> None:
@@ -105,12 +107,7 @@ def test_vlmkit_never_imports_launchers() -> None:
 
 @pytest.mark.parametrize(("library", "homes"), HOMES_IN_LAUNCHERS.items())
 def test_each_foreign_library_of_launchers_has_its_home(library: str, homes: set[str]) -> None:
-    users = {
-        str(path.relative_to(LAUNCHERS))
-        for path in OF_LAUNCHERS
-        if any(module.split(".")[0] == library for module in imports(path))
-    }
-    assert users == homes
+    assert users(library, OF_LAUNCHERS, LAUNCHERS) == homes
 
 
 def test_hydra_imports_nothing_heavy_to_know_the_launchers() -> None:

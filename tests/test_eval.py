@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import Held, Run, command_environment, composed
+from tests.conftest import Held, Run, command_environment, composed, save_untrained
 from tests.evaluation import made_up_cells as made
 from vlmkit.config import EvalConfig, EvalsConfig, EvalSuiteConfig, EvalsWhere, ModelConfig, TrainerConfig
 from vlmkit.data.sources import Question, read_easyvqa_test
@@ -43,10 +43,7 @@ N = 40
 def paths(tmp_path: Path, tiny_model_config: ModelConfig, encoder: ChatEncoder) -> RunPaths:
     """A run with two checkpoints that have learnt nothing."""
     paths = RunPaths(tmp_path / "a run, lr=1e-3")
-    for step in (5, 10):
-        torch.manual_seed(step)
-        build_model(tiny_model_config, encoder.tokenizer).save_pretrained(paths.checkpoint(step))
-        save_processor(paths.checkpoint(step), encoder.tokenizer, encoder.layout)
+    save_untrained(paths, (5, 10), tiny_model_config, encoder)
     return paths
 
 

@@ -1,7 +1,7 @@
 """What launchers (torchrun, accelerate, srun, mpirun) tell the processes that they start about each other."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 # And what vlmkit's own start sets: a process that is started from one of a run is none of it.
 OF_THE_RUN = (
@@ -29,6 +29,11 @@ def own_environment(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if name in NOT_OF_THE_RUN or not (name in OF_THE_RUN or name.startswith(PREFIXES_OF_THE_RUN))
     }
+
+
+def gpu_in_turn(gpus: Sequence[int] | None, slot: int) -> dict[str, str]:
+    """What lets the ``slot``-th of several processes beside each other see one GPU, if some are named."""
+    return {} if gpus is None else {"CUDA_VISIBLE_DEVICES": str(gpus[slot % len(gpus)])}
 
 
 def submission_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""Signals that interrupt a command that waits for its jobs."""
+"""Signals that interrupt a command that waits for its jobs, or that a job remembers."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -22,28 +22,39 @@ def interruptible() -> Iterator[None]:
     def interrupt(number: int, _frame: FrameType | None) -> None:
         raise Interrupted(signal.Signals(number))
 
-    with _handled(interrupt):
+    with handled(_heeded(), interrupt):
         yield
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
     """A signal that comes while this is entered raises Interrupted when the block has ended."""
-    received: list[signal.Signals] = []
-
-    def remember(number: int, _frame: FrameType | None) -> None:
-        received.append(signal.Signals(number))
-
-    with _handled(remember):
+    with remembered(_heeded()) as received:
         yield
     if received:
         raise Interrupted(received[0])
 
 
 @contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in heeded}
+def remembered(numbers: Iterable[signal.Signals]) -> Iterator[list[signal.Signals]]:
+    """Those of some signals that have come since this was entered; they do nothing else meanwhile."""
+    received: list[signal.Signals] = []
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+
+    with handled(numbers, remember):
+        yield received
+
+
+def _heeded() -> list[signal.Signals]:
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+@contextmanager
+def handled(numbers: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """While this is entered, a function gets some signals."""
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

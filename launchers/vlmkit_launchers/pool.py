@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from vlmkit.jobs import LEAVING, JobPlace, JobReport, JobState
-from vlmkit.launched import own_environment
+from vlmkit.launched import gpu_in_turn, own_environment
 from vlmkit.logs import how_it_failed
 from vlmkit.paths import held_lock
 from vlmkit.redact import redact
@@ -120,12 +120,10 @@ class Pool:
                 self._running.append(_Running(job, slot, process, held))
 
     def _start(self, job: PoolJob, slot: int) -> subprocess.Popen[bytes]:
-        gpus = self._order.gpus
-        gpu = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": str(gpus[slot % len(gpus)])}
         with log_of(Path(self._order.logs), os.getpid(), job.number).open("ab") as log:
             return subprocess.Popen(
                 job.command,
-                env=own_environment(os.environ) | gpu,
+                env=own_environment(os.environ) | gpu_in_turn(self._order.gpus, slot),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

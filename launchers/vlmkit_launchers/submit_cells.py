@@ -74,7 +74,7 @@ def _sorted_out(cells: Sequence[Path]) -> tuple[list[Path], list[Path], list[Pat
 
 def _has_work(standing: JobStanding | None) -> bool:
     """Whether a job still has something to do: SLURM takes a while to clear away one that has said its last word."""
-    if standing is None or standing.state not in (JobState.waiting, JobState.running):
+    if standing is None or not standing.is_under_way:
         return False
     return standing.report is None or standing.report.state not in (JobState.done, JobState.failed)
 

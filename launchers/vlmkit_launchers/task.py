@@ -11,15 +11,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from vlmkit.jobs import JobPlace, JobReport, JobState, read_report
 from vlmkit.logs import START, as_shells_do, how_it_failed
 from vlmkit.redact import redact
+from vlmkit_launchers.interrupted import remembered
 
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)  # time is nearly up; another job needs the place
 FIRST_PORT, PORTS = 15_000, 15_000  # below those that systems give to clients
@@ -59,7 +57,7 @@ class Task:
             self._report(JobState.running, "")
         if restarts > self.max_requeues:
             raise JobError(f"was queued again {restarts} times, more than max_requeues={self.max_requeues}")
-        with _remembered_signals() as received:
+        with remembered(STOP_SIGNALS) as received:  # they end this process no more than a child at once
             code = self._call(restarts + 1)
         if _is_first() and (reason := self._failure()) is not None:  # srun then ends the others, with SIGTERM too
             raise JobError(reason)
@@ -139,22 +137,6 @@ def first_address(nodes: str) -> str:
         facts = _told("scontrol", "--oneliner", "show", "node", name).split()
         return next((fact.removeprefix("NodeAddr=") for fact in facts if fact.startswith("NodeAddr=")), name)
     return name
-
-
-@contextmanager
-def _remembered_signals() -> Iterator[list[signal.Signals]]:
-    """The signals that come while this is entered; they do not end this process, as they do not end a child at once."""
-    received: list[signal.Signals] = []
-
-    def remember(number: int, _frame: FrameType | None) -> None:
-        received.append(signal.Signals(number))
-
-    before = {number: signal.signal(number, remember) for number in STOP_SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _own_log() -> Path:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
-from tests.conftest import QUICK, command_environment, composed
+from tests.conftest import QUICK, command_environment, composed, save_untrained
 from tests.evaluation.made_up_tasks import TASKS
 from tests.slurm.conftest import Slurm
 from tests.tracking.test_sinks import evaluations_in_jsonl
@@ -25,10 +24,8 @@ from vlmkit.evaluation.samples import read_samples
 from vlmkit.evaluation.subjects import find_subjects, plan_cells
 from vlmkit.evaluation.submission import HandedOver, Submission
 from vlmkit.jobs import JobPlace, read_job
-from vlmkit.model.build import build_model
 from vlmkit.paths import RunPaths
 from vlmkit.processing.chat import ChatEncoder
-from vlmkit.processing.processor import save_processor
 from vlmkit.run_directory import plain_config
 
 LIMIT = 3
@@ -40,10 +37,7 @@ HELD = "+evals.job.additional_parameters.hold=true"  # SLURM starts them when th
 def paths(tmp_path: Path, tiny_model_config: ModelConfig, encoder: ChatEncoder) -> RunPaths:
     """A run with two checkpoints that have learnt nothing, and the data of tasks beside it."""
     paths = RunPaths(tmp_path / "a run, lr=1e-3")
-    for step in (4, 8):
-        torch.manual_seed(step)
-        build_model(tiny_model_config, encoder.tokenizer).save_pretrained(paths.checkpoint(step))
-        save_processor(paths.checkpoint(step), encoder.tokenizer, encoder.layout)
+    save_untrained(paths, (4, 8), tiny_model_config, encoder)
     paths.config.write_text(yaml.safe_dump(plain_config(composed("train", "logger=none"))))
     for task in THREE:
         TASKS[task]().save(tmp_path / "data" / task)

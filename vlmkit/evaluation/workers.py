@@ -30,7 +30,7 @@ from vlmkit.evaluation.submission import (
     describe,
 )
 from vlmkit.interrupt import StopSignal
-from vlmkit.launched import own_environment
+from vlmkit.launched import gpu_in_turn, own_environment
 from vlmkit.logs import how_it_failed
 from vlmkit.paths import whole_file
 from vlmkit.redact import redact
@@ -184,11 +184,10 @@ class LocalWorkers:
 
     def _start_child(self, cells: Sequence[Cell], slot: int) -> _Child:
         log = free_log(cells[0].folder.parent)
-        gpu = {} if self._gpus is None else {"CUDA_VISIBLE_DEVICES": str(self._gpus[slot % len(self._gpus)])}
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [*self._command, named_cells(cells)],
-                env=own_environment(os.environ) | gpu,
+                env=own_environment(os.environ) | gpu_in_turn(self._gpus, slot),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
