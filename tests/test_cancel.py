@@ -17,18 +17,9 @@ from tests.conftest import Held, Run, says
 from tests.evaluation import made_up_cells as made
 from vlmkit.cancel import cancel
 from vlmkit.errors import UserError
-from vlmkit.jobs import (
-    NO_ANSWER,
-    Job,
-    JobPlace,
-    JobReport,
-    JobState,
-    Launcher,
-    SweepJob,
-    read_job,
-    write_manifest,
-)
+from vlmkit.jobs import Job, JobPlace, JobReport, JobState, Launcher, SweepJob, read_job, write_manifest
 from vlmkit.paths import FLOCK, RunPaths
+from vlmkit.slurm_states import NO_ANSWER
 from vlmkit.sweep_directory import SweepEntry, read_entries
 from vlmkit.tracking.console import Screen
 

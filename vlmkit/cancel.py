@@ -4,7 +4,7 @@
     python -m vlmkit.cancel run=RUN
 
 SLURM jobs, those of a run's evaluations too, are cancelled; processes on this machine get SIGTERM. What trains or
-evaluates saves and leaves. It can be called again, and by several at once. Read next: ``jobs.py``.
+evaluates saves and leaves. It can be called again, and by several at once. Read next: ``job_standings.py``.
 """
 
 import os
@@ -18,18 +18,10 @@ from pathlib import Path
 from vlmkit import entry
 from vlmkit.config import CancelConfig
 from vlmkit.errors import UserError
-from vlmkit.jobs import (
-    NO_ANSWER,
-    JobPlace,
-    JobStanding,
-    JobState,
-    Launcher,
-    cancel_slurm,
-    read_cell_jobs,
-    read_job,
-    stand_of,
-)
+from vlmkit.job_standings import JobStanding, stand_of
+from vlmkit.jobs import JobPlace, JobState, Launcher, read_cell_jobs, read_job
 from vlmkit.paths import RunPaths, is_locked, lock_holder
+from vlmkit.slurm_states import NO_ANSWER, cancel_slurm
 from vlmkit.sweep_directory import SweepEntry, find_run, find_sweep, read_entries
 from vlmkit.tracking.console import Screen
 

@@ -18,7 +18,8 @@ from vlmkit import entry
 from vlmkit.config import StatusConfig
 from vlmkit.evaluation.delivery import merge_command
 from vlmkit.evaluation.standing import RunStanding, Standing, describe_job
-from vlmkit.jobs import JobPlace, JobStanding, JobState, stand, stand_of
+from vlmkit.job_standings import JobStanding, stand, stand_of
+from vlmkit.jobs import JobPlace, JobState
 from vlmkit.paths import RunPaths
 from vlmkit.run_directory import read_config
 from vlmkit.sweep_directory import RunProgress, SweepEntry, find_run, find_sweep, read_entries

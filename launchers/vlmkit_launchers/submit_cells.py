@@ -19,9 +19,11 @@ from vlmkit.errors import UserError
 from vlmkit.evaluation.cells import CellState, read_cell
 from vlmkit.evaluation.delivery import merge_command
 from vlmkit.evaluation.submission import HandedOver
-from vlmkit.jobs import NO_ANSWER, Job, JobPlace, JobStanding, JobState, Launcher, stand
+from vlmkit.job_standings import JobStanding, stand
+from vlmkit.jobs import Job, JobPlace, JobState, Launcher
 from vlmkit.paths import RunPaths, held_lock
 from vlmkit.redact import redact
+from vlmkit.slurm_states import NO_ANSWER
 from vlmkit_launchers.slurm import Submitted, submit
 from vlmkit_launchers.task import Task
 

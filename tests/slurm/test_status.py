@@ -11,7 +11,8 @@ import pytest
 from tests.slurm.conftest import Slurm
 from vlmkit.cancel import cancel
 from vlmkit.config import ClusterConfig, JobConfig
-from vlmkit.jobs import Job, JobPlace, JobState, Launcher, SweepJob, stand, write_manifest
+from vlmkit.job_standings import stand
+from vlmkit.jobs import Job, JobPlace, JobState, Launcher, SweepJob, write_manifest
 from vlmkit.status import show_sweep
 from vlmkit.sweep_directory import read_entries
 from vlmkit.tracking.console import Screen

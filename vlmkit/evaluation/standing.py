@@ -25,7 +25,8 @@ from vlmkit.evaluation.cells import (
 from vlmkit.evaluation.delivery import merge_command, metric_key
 from vlmkit.evaluation.merged import STEP_FILE, Merged, merged_path, read_merged
 from vlmkit.evaluation.schedule import Schedule
-from vlmkit.jobs import JobPlace, JobStanding, JobState, Launcher, read_cell_jobs, read_job, stand_of
+from vlmkit.job_standings import JobStanding, stand_of
+from vlmkit.jobs import JobPlace, JobState, Launcher, read_cell_jobs, read_job
 from vlmkit.paths import RunPaths, is_locked
 from vlmkit.tracking.console import format_seconds
 from vlmkit.tracking.jsonl import read_last_step, read_results
