@@ -20,6 +20,7 @@ from vlmkit.jobs import (
     read_cell_jobs,
     read_job,
     read_manifest,
+    read_merge_jobs,
     read_report,
     write_manifest,
 )
@@ -77,12 +78,17 @@ def test_what_cannot_be_read_is_no_record(place: JobPlace) -> None:
         read_manifest(place.record.parent)
 
 
-def test_the_jobs_of_cells_lie_beside_them(tmp_path: Path) -> None:
+def test_the_jobs_of_cells_and_of_merges_are_found_again(tmp_path: Path) -> None:
     cells = [tmp_path / "evals" / step / task for step, task in (("step_4", "mme"), ("step_8", "mmstar.limit8"))]
     for cell in cells:
         job(cell).write(JobPlace.of_cell(cell))
     (cells[0].parent / ".other.job.json").write_text("{")
-    assert read_cell_jobs(tmp_path / "evals") == {JobPlace.of_cell(cell): job(cell) for cell in cells}
+    evals = tmp_path / "evals"
+    merges = {JobPlace.of_merge(evals, array): job(evals, job_id=f"host:{array}") for array in ("12", "14")}
+    for place, merge in merges.items():
+        merge.write(place)
+    assert read_cell_jobs(evals) == {JobPlace.of_cell(cell): job(cell) for cell in cells}
+    assert read_merge_jobs(evals) == merges
 
 
 def test_jobs_and_how_they_stand_import_nothing_heavy() -> None:

@@ -4,13 +4,15 @@
     FOLDER/job_report.json      what the job said last of itself; who is killed says nothing more
     FOLDER/.job.lock            held by a pool from when it takes the job until it has ended
     evals/step_N/.TASK.job.json, .TASK.job_report.json     of the job that answers an evaluation cell
+    evals/.merge_ARRAY.job.json, .merge_ARRAY.job_report.json   of the one that merges what an array of them finds
     SWEEP/manifest.json         all jobs that were launched into the folder of a sweep
+    SWEEP/.launch.lock, evals/.submit.lock   held while jobs are looked at, handed over and written down
 
 Read next: ``job_standings.py``, ``launchers/``.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -20,6 +22,7 @@ from vlmkit.paths import whole_file
 
 FORMAT = 1  # goes up when an older file means something else
 MANIFEST = "manifest.json"
+LAUNCH_LOCK, SUBMIT_LOCK = ".launch.lock", ".submit.lock"
 LEAVING = "was asked to end: it saves and leaves"  # reported of a job that runs
 
 
@@ -60,6 +63,14 @@ class JobPlace:
         return cls(
             *(folder.with_name(f".{folder.name}.{name}") for name in ("job.json", "job_report.json", "job.lock"))
         )
+
+    @classmethod
+    def of_merge(cls, evals: Path, array: str) -> Self:
+        """Of one that merges what an array of such jobs finds: several arrays of a run may be under way."""
+        return cls.of_cell(evals / f"merge_{array}")
+
+
+HIDDEN_RECORD = JobPlace.of_cell(Path("*")).record.name  # .*.job.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +122,17 @@ def read_job(place: JobPlace) -> Job | None:
 
 def read_cell_jobs(evals: Path) -> dict[JobPlace, Job]:
     """What was handed over to answer the evaluation cells of a run, in its folder evals/."""
-    name = JobPlace.of_cell(Path("*")).record.name
-    folders = [path.with_name(path.name[1:].removesuffix(name[2:])) for path in sorted(evals.glob(f"step_*/{name}"))]
-    return {place: job for folder in folders if (job := read_job(place := JobPlace.of_cell(folder)))}
+    return _read_hidden(sorted(evals.glob(f"step_*/{HIDDEN_RECORD}")))
+
+
+def read_merge_jobs(evals: Path) -> dict[JobPlace, Job]:
+    """What was handed over to merge what these find."""
+    return _read_hidden(sorted(evals.glob(HIDDEN_RECORD)))
+
+
+def _read_hidden(records: Iterable[Path]) -> dict[JobPlace, Job]:
+    names = [path.with_name(path.name[1:].removesuffix(HIDDEN_RECORD[2:])) for path in records]
+    return {place: job for name in names if (job := read_job(place := JobPlace.of_cell(name)))}
 
 
 def read_report(place: JobPlace) -> JobReport | None:
