@@ -14,8 +14,8 @@ LAUNCHERS = PACKAGE.parent / "launchers"
 LAYERS = [
     {"errors", "paths", "redact"},
     {"config", "launched", "jobs", "logs"},
-    {"types", "local_files", "special_tokens"},
-    {"pretrained"},
+    {"types", "local_files", "special_tokens", "slurm_states"},
+    {"pretrained", "job_standings"},
     {"processing", "distributed", "run_directory"},
     {"assets", "model", "tracking", "interrupt"},
     {"data"},

@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,21 +15,12 @@ import pytest
 
 from tests.conftest import Held, Run, says
 from tests.evaluation import made_up_cells as made
-from vlmkit.cancel import cancel
+from vlmkit import cancel
+from vlmkit.cancel import cancel_run, cancel_sweep
 from vlmkit.errors import UserError
-from vlmkit.jobs import (
-    NO_ANSWER,
-    Job,
-    JobPlace,
-    JobReport,
-    JobState,
-    Launcher,
-    SweepJob,
-    read_job,
-    write_manifest,
-)
+from vlmkit.jobs import LAUNCH_LOCK, SUBMIT_LOCK, Job, JobPlace, JobReport, JobState, Launcher, SweepJob, write_manifest
 from vlmkit.paths import FLOCK, RunPaths
-from vlmkit.sweep_directory import SweepEntry, read_entries
+from vlmkit.slurm_states import NO_ANSWER
 from vlmkit.tracking.console import Screen
 
 
@@ -48,12 +39,11 @@ def make_sweep(sweep: Path, launcher: Launcher, *ids: str) -> list[JobPlace]:
 
 
 def end_sweep(sweep: Path) -> None:
-    entries, _ = read_entries(sweep)
-    cancel(entries, True, Screen())
+    cancel_sweep(sweep, Screen())
 
 
 def end_run(folder: Path) -> None:
-    cancel([SweepEntry(folder.name, folder, read_job(JobPlace.of_folder(folder)))], False, Screen())
+    cancel_run(folder, Screen())
 
 
 def gets_sigterm(held: Held) -> bool:
@@ -130,7 +120,7 @@ def test_a_run_of_a_pool_is_ended_without_the_pool(tmp_path: Path, capsys: pytes
         with pytest.raises(UserError, match="1 may go on"):
             end_run(folders[1])
         assert pool.process.poll() is None
-    assert "seed=1: waits in a pool; end all that this works on: python -m vlmkit.cancel sweep=DIR" in (
+    assert "run: waits in a pool; end all that this works on: python -m vlmkit.cancel sweep=DIR" in (
         capsys.readouterr().out
     )
 
@@ -166,18 +156,99 @@ def test_all_that_waits_or_runs_is_cancelled_with_one_question(
     ]
 
 
-def test_the_jobs_of_a_run_s_evaluations_are_ended_with_it(
-    tmp_path: Path, no_slurm: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def evaluated(tmp_path: Path) -> RunPaths:
+    """A run with jobs for a cell, and behind it the one that merges."""
     paths = RunPaths(tmp_path / "run")
     made.checkpoint(paths, 4)
+    hand_over(paths, "7", "8")
+    return paths
+
+
+def hand_over(paths: RunPaths, answers: str, merges: str) -> None:
+    """What a submitter writes down when SLURM has taken an evaluation."""
     cell = made.planned(paths, 4, "mmstar")
-    log = paths.evals / ".jobs" / "7.out"
-    Job(Launcher.slurm, "7", ["true"], str(cell.folder), str(log), 1.0).write(JobPlace.of_cell(cell.folder))
-    says(no_slurm, "squeue", f"7|PENDING|Priority|{log.parent}/job.sh\n")
+    places = {answers: JobPlace.of_cell(cell.folder), merges: JobPlace.of_merge(paths.evals, answers)}
+    for job_id, place in places.items():
+        log = paths.evals / ".jobs" / f"{job_id}.out"
+        Job(Launcher.slurm, job_id, ["true"], str(cell.folder), str(log), 1.0).write(place)
+
+
+def test_the_jobs_of_a_run_s_evaluations_are_ended_with_it(
+    evaluated: RunPaths, no_slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of them: of two arrays one can be answered while the other waits."""
+    JobReport("8", JobState.done, "", None, 1.0).write(JobPlace.of_merge(evaluated.evals, "7"))
+    hand_over(evaluated, "9", "10")
+    words = {"9": "RUNNING", "10": "PENDING"}
+    lines = [f"{job_id}|{word}|None|{evaluated.evals}/.jobs/job.sh\n" for job_id, word in words.items()]
+    says(no_slurm, "squeue", "".join(lines))
     says(no_slurm, "scancel", "")
-    end_run(paths.root)
-    assert "run: evaluation of step_4 mmstar: job 7 does not begin any more\n" in capsys.readouterr().out
+    end_run(evaluated.root)
+    assert (no_slurm / "asked").read_text().splitlines()[1:] == ["10 9"]  # else 9 would make way for 10
+    assert capsys.readouterr().out.splitlines() == [
+        "run: merge of evaluations: job 10 does not begin any more",
+        "run: evaluation of step_4 mmstar: job 9 gets SIGTERM",
+        "what runs saves and leaves; before: 1 done",
+        "the same command as before goes on with what is not done",
+    ]
+
+
+class Waiting(Screen):
+    """Does something when it is told that the command waits."""
+
+    def __init__(self, then: Callable[[], object]) -> None:
+        super().__init__()
+        self._then = then
+
+    def say(self, line: str) -> None:
+        super().say(line)
+        if line.endswith("waiting for somebody who hands over jobs …"):
+            self._then()
+
+
+def test_jobs_that_are_just_being_handed_over_are_ended_too(
+    evaluated: RunPaths, no_slurm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    says(no_slurm, "squeue", f"9|PENDING|None|{evaluated.evals}/.jobs/job.sh\n")
+    says(no_slurm, "scancel", "")
+    with Held(evaluated.evals / SUBMIT_LOCK) as submitter:
+
+        def end_submission() -> None:
+            hand_over(evaluated, "9", "10")
+            submitter.process.terminate()
+
+        cancel_run(evaluated.root, Waiting(end_submission))
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{evaluated.evals}: waiting for somebody who hands over jobs …\n")
+    assert "run: evaluation of step_4 mmstar: job 9 does not begin any more\n" in printed
+
+    sweep = tmp_path / "sweep"
+    says(no_slurm, "squeue", queue(sweep, _7="PENDING"))
+    with Held(sweep / LAUNCH_LOCK) as launch:
+
+        def end_launch() -> None:
+            make_sweep(sweep, Launcher.slurm, "7")
+            launch.process.terminate()
+
+        cancel_sweep(sweep, Waiting(end_launch))
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{sweep}: waiting for somebody who hands over jobs …\n")
+    assert "seed=0: job 7 does not begin any more\n" in printed
+
+
+def test_who_hands_over_jobs_for_too_long_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is known is ended even so."""
+    monkeypatch.setattr(cancel, "SECONDS_TO_SETTLE", 0.0)
+    [place] = make_sweep(tmp_path, Launcher.local, "host:1")
+    with Held(tmp_path / LAUNCH_LOCK), Held(place.lock) as pool:
+        with pytest.raises(UserError, match="1 may go on"):
+            end_sweep(tmp_path)
+        assert gets_sigterm(pool)
+    told = f"{tmp_path}: somebody hands over jobs, and takes long; call this again\n"
+    assert told in capsys.readouterr().out
 
 
 def test_a_job_that_is_another_s_now_is_left_alone(

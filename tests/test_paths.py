@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import command_environment
-from vlmkit.paths import held_lock, is_locked
+from tests.conftest import Held, command_environment
+from vlmkit.paths import held_lock, is_locked, lock_holder
 
 HOLD = "with held_lock(lock, wait=False): print('ready', flush=True); sys.stdin.read()"
 LOOK = "print('ready', flush=True)\nwhile True: is_locked(lock)"
@@ -60,3 +60,14 @@ def test_who_holds_a_lock_may_look_and_still_holds_it(tmp_path: Path) -> None:
             assert told == "locked"
     with another_process(TELL, lock) as told:
         assert told == "free"
+
+
+def test_the_holder_of_a_lock_is_known_by_what_it_has_open(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    assert lock_holder(lock) is None
+    held = Held(lock)
+    with held:
+        assert lock_holder(lock) == held.process.pid
+    assert lock_holder(lock) is None
+    with held_lock(lock, wait=False):
+        assert lock_holder(lock) is None  # one's own

@@ -251,6 +251,36 @@ def test_what_a_slurm_job_was_to_answer_goes_to_slurm_again(
     assert standing(paths).command == command
 
 
+def test_the_job_that_merges_is_told_as_long_as_results_may_wait_for_it(
+    paths: RunPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made.done(paths, 4, "mmstar", 0.5)
+    places = [JobPlace.of_merge(paths.evals, array) for array in ("12", "14")]
+    jobs = [job_of(place, paths.evals, job_id) for place, job_id in zip(places, ("host:1", "host:2"), strict=True)]
+    JobReport("host:1", JobState.failed, "no disk (ended with 1)", None, time.time()).write(places[0])
+
+    def told() -> str:
+        show_status(paths, Screen())
+        return capsys.readouterr().out
+
+    with Held(places[1].lock):
+        assert "merge        job host:2 waits in the pool since 0:00:0" in told()
+        assert re.fullmatch(
+            r"not merged yet: job host:2 waits in the pool since 0:00:0\d", standing(paths).reason or ""
+        )
+        assert standing(paths).command is None
+        JobReport("host:2", JobState.running, "", None, time.time()).write(places[1])
+        assert "merge        job host:2 runs since 0:00:0" in told()
+    JobReport("host:2", JobState.failed, "no memory (ended with 1)", None, time.time()).write(places[1])
+    assert f"merge        job host:2 failed (no memory (ended with 1)); its log: {jobs[1].log}\n" in told()
+    assert standing(paths).command == f"python -m vlmkit.merge run={paths.root}"
+    deliver_late(paths, str)
+    assert "merge  " not in told()
+    made.done(paths, 8, "mmstar", 0.5)
+    JobReport("host:2", JobState.done, "", None, time.time()).write(places[1])
+    assert "merge  " not in told()
+
+
 def test_a_job_that_slurm_does_not_tell_about_is_said_to_be_unknown(
     paths: RunPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

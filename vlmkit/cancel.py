@@ -4,34 +4,40 @@
     python -m vlmkit.cancel run=RUN
 
 SLURM jobs, those of a run's evaluations too, are cancelled; processes on this machine get SIGTERM. What trains or
-evaluates saves and leaves. It can be called again, and by several at once. Read next: ``jobs.py``.
+evaluates saves and leaves. Who hands over jobs meanwhile is waited for. It can be called again, and by several at once.
+Read next: ``job_standings.py``.
 """
 
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic, sleep
 
 from vlmkit import entry
 from vlmkit.config import CancelConfig
 from vlmkit.errors import UserError
+from vlmkit.job_standings import JobStanding, stand_of
 from vlmkit.jobs import (
-    NO_ANSWER,
+    LAUNCH_LOCK,
+    SUBMIT_LOCK,
     JobPlace,
-    JobStanding,
     JobState,
     Launcher,
-    cancel_slurm,
     read_cell_jobs,
     read_job,
-    stand_of,
+    read_merge_jobs,
 )
-from vlmkit.paths import RunPaths, is_locked, lock_holder
+from vlmkit.paths import RunPaths, held_lock, is_locked, lock_holder
+from vlmkit.slurm_states import NO_ANSWER, cancel_slurm
 from vlmkit.sweep_directory import SweepEntry, find_run, find_sweep, read_entries
 from vlmkit.tracking.console import Screen
+
+SECONDS_TO_SETTLE = 150.0  # a launch waits two minutes for jobs that leave before it hands over others
+SECONDS_BETWEEN_LOOKS = 0.2
 
 
 @dataclass(slots=True)
@@ -42,6 +48,7 @@ class Ending:
     processes: dict[int, Path] = field(default_factory=dict)  # id → the lock that it holds
     told: list[str] = field(default_factory=list)  # lines about what processes do, and about what goes on
     left: int = 0  # how many go on, as they cannot be reached from here
+    deadline: float = field(default_factory=lambda: monotonic() + SECONDS_TO_SETTLE)  # for who hands over jobs
 
     def leave(self, line: str) -> None:
         """Note something that goes on."""
@@ -58,25 +65,71 @@ class Ending:
             self.leave(f"{name}: {elsewhere}")
 
 
-def cancel(entries: Sequence[SweepEntry], whole_sweep: bool, screen: Screen) -> None:
-    """End what waits or runs of some runs, and say what that was.
+def cancel_sweep(sweep: Path, screen: Screen) -> None:
+    """End what waits or runs of a sweep, the pool that has its jobs too, and say what that was.
 
     Args:
-        entries: The runs, or the jobs of a sweep that are no runs.
-        whole_sweep: Whether a pool that has them is to end, with all its jobs.
+        sweep: Its folder.
         screen: Gets a line for each that is ended.
 
     Raises:
         UserError: Some go on: SLURM did not take it, or they are out of reach.
     """
+    ending = Ending()
+    with _settled(sweep / LAUNCH_LOCK, ending, screen):
+        entries, problem = read_entries(sweep)
+        if problem:
+            screen.say(f"warning: {problem}: what is ended is what the jobs' own folders name")
+        _cancel(entries, True, ending, screen)
+
+
+def cancel_run(root: Path, screen: Screen) -> None:
+    """The same of a run, but leave a pool that has other jobs too.
+
+    Raises:
+        UserError: Some go on: SLURM did not take it, or they are out of reach.
+    """
+    run = SweepEntry("run", root, read_job(JobPlace.of_folder(root)))
+    _cancel([run], False, Ending(), screen)
+
+
+@contextmanager
+def _settled(lock: Path, ending: Ending, screen: Screen) -> Iterator[None]:
+    """While this is entered nobody hands over jobs that a lock is for, unless who does takes too long."""
+    with ExitStack() as stack:
+        if not _take(lock, stack):
+            screen.say(f"{lock.parent}: waiting for somebody who hands over jobs …")
+            while not _take(lock, stack):
+                if monotonic() > ending.deadline:
+                    ending.leave(f"{lock.parent}: somebody hands over jobs, and takes long; call this again")
+                    break
+                sleep(SECONDS_BETWEEN_LOOKS)
+        yield
+
+
+def _take(lock: Path, stack: ExitStack) -> bool:
+    """Hold a lock until a stack is closed; False if another process holds it."""
+    try:
+        if lock.exists():  # else nobody has ever handed over jobs
+            stack.enter_context(held_lock(lock, wait=False))
+    except BlockingIOError:
+        return False
+    except OSError:  # who may not write here cannot end the jobs either: SLURM says that
+        pass
+    return True
+
+
+def _cancel(entries: Sequence[SweepEntry], whole_sweep: bool, ending: Ending, screen: Screen) -> None:
     names = {each.place: each.name for each in entries}
     jobs = {each.place: each.job for each in entries if each.job}
     for each in entries:
-        of_cells = read_cell_jobs(RunPaths(each.folder).evals)
-        jobs |= of_cells
-        names |= {place: f"{each.name}: evaluation of {_cell_name(place)}" for place in of_cells}
+        evals = RunPaths(each.folder).evals
+        with _settled(evals / SUBMIT_LOCK, ending, screen):
+            merges, cells = read_merge_jobs(evals), read_cell_jobs(evals)
+        jobs |= merges | cells  # those that wait for others first, or they would begin
+        names |= dict.fromkeys(merges, f"{each.name}: merge of evaluations")
+        names |= {place: f"{each.name}: evaluation of {_cell_name(place)}" for place in cells}
     standings = stand_of(jobs)
-    ending = Ending()
     for place, standing in standings.items():
         _add_job(ending, names[place], place, standing, whole_sweep)
     for each in entries:
@@ -151,13 +204,9 @@ def main() -> None:
 def _start(config: CancelConfig, _invocation: entry.Invocation) -> None:
     screen = Screen()
     if config.sweep is not None:
-        entries, problem = read_entries(find_sweep(config.sweep))
-        if problem:
-            screen.say(f"warning: {problem}: what is ended is what the jobs' own folders name")
-        cancel(entries, True, screen)
+        cancel_sweep(find_sweep(config.sweep), screen)
     else:
-        root = find_run(str(config.run)).root
-        cancel([SweepEntry("run", root, read_job(JobPlace.of_folder(root)))], False, screen)
+        cancel_run(find_run(str(config.run)).root, screen)
 
 
 if __name__ == "__main__":

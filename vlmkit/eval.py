@@ -29,7 +29,8 @@ from vlmkit.evaluation.delivery import deliver_late
 from vlmkit.evaluation.merge import merge_subject
 from vlmkit.evaluation.subjects import done_cells, find_subjects, plan_cells
 from vlmkit.evaluation.submission import Submission, by_run, describe
-from vlmkit.jobs import JobPlace, stand
+from vlmkit.job_standings import stand
+from vlmkit.jobs import JobPlace
 from vlmkit.launched import started_processes
 from vlmkit.paths import RunPaths
 from vlmkit.preflight import check_evaluation

@@ -17,8 +17,9 @@ from typing import Any
 from vlmkit import entry
 from vlmkit.config import StatusConfig
 from vlmkit.evaluation.delivery import merge_command
-from vlmkit.evaluation.standing import RunStanding, Standing, describe_job
-from vlmkit.jobs import JobPlace, JobStanding, JobState, stand, stand_of
+from vlmkit.evaluation.standing import RunStanding, Standing, State, describe_job
+from vlmkit.job_standings import JobStanding, stand, stand_of
+from vlmkit.jobs import JobPlace, JobState
 from vlmkit.paths import RunPaths
 from vlmkit.run_directory import read_config
 from vlmkit.sweep_directory import RunProgress, SweepEntry, find_run, find_sweep, read_entries
@@ -42,6 +43,7 @@ def show_status(paths: RunPaths, screen: Screen) -> None:
             **({"job": describe_job(run.job)} if run.job else {}),
             "training": describe_training(run),
             "evaluations": describe_evaluations(run, standings),
+            **({"merge": merge} if (merge := describe_merge(run, standings)) else {}),
             "wandb": describe_wandb(paths, config),
         },
     )
@@ -77,6 +79,14 @@ def describe_evaluations(run: RunStanding, standings: list[Standing]) -> str:
         counts[standing.state.value] = counts.get(standing.state.value, 0) + 1
     told = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none is due, none was made"
     return f"evals={run.schedule.evals.where.value}: {told}"
+
+
+def describe_merge(run: RunStanding, standings: list[Standing]) -> str:
+    """The jobs that merge results and wait or run; else how the last one ended, if that left some; else nothing."""
+    told = [merge for merge in run.merges if merge.is_under_way]
+    if not told and any(standing.state is State.done and not standing.logged for standing in standings):
+        told = [merge for merge in run.merges[-1:] if merge.state is not JobState.done]
+    return ", ".join(map(describe_job, told))
 
 
 def describe_wandb(paths: RunPaths, config: dict[str, Any]) -> str:

@@ -15,8 +15,9 @@ from typing import Protocol
 
 from vlmkit.config import JobConfig, LocalLauncherConfig
 from vlmkit.errors import UserError
-from vlmkit.jobs import Job, JobPlace, Launcher, cancel_slurm
+from vlmkit.jobs import Job, JobPlace, Launcher
 from vlmkit.launched import own_environment
+from vlmkit.slurm_states import cancel_slurm
 from vlmkit.tracking.console import Screen
 from vlmkit_launchers.interrupted import Interrupted
 from vlmkit_launchers.pool import READY, PoolJob, PoolOrder, log_of

@@ -19,9 +19,11 @@ from vlmkit.errors import UserError
 from vlmkit.evaluation.cells import CellState, read_cell
 from vlmkit.evaluation.delivery import merge_command
 from vlmkit.evaluation.submission import HandedOver
-from vlmkit.jobs import NO_ANSWER, Job, JobPlace, JobStanding, JobState, Launcher, stand
+from vlmkit.job_standings import JobStanding, stand
+from vlmkit.jobs import SUBMIT_LOCK, Job, JobPlace, JobState, Launcher
 from vlmkit.paths import RunPaths, held_lock
 from vlmkit.redact import redact
+from vlmkit.slurm_states import NO_ANSWER
 from vlmkit_launchers.slurm import Submitted, submit
 from vlmkit_launchers.task import Task
 
@@ -43,7 +45,7 @@ def submit_cells(cells: Sequence[Path], run: Path | None, job: JobConfig, parall
         UserError: SLURM did not take them, or does not answer: what it has already is not known then.
     """
     evals = cells[0].parent.parent
-    with held_lock(evals / ".submit.lock", wait=True):
+    with held_lock(evals / SUBMIT_LOCK, wait=True):
         done, under_way, new = _sorted_out(cells)
         array, left, refusal = _submit_what_is_taken(new, run, job, parallelism) if new else (None, new, "")
         merge, warning = _try_to_submit_merge(run, job, array) if array and run else (None, "")
@@ -122,12 +124,14 @@ def _try_to_submit_merge(run: Path, job: JobConfig, array: str) -> tuple[str | N
         constraint=None,
         additional_parameters={},
     )
-    task = _task(["vlmkit.merge", f"run={as_override(str(run))}"], JobPlace.of_cell(run / "evals" / "merge"), job)
+    evals = run / "evals"
+    task = _task(["vlmkit.merge", f"run={as_override(str(run))}"], JobPlace.of_merge(evals, array), job)
     try:
-        [merge] = submit([task], small, run / "evals" / JOBS, f"merge-{run.name}", dependency=f"afterany:{array}")
+        [merge] = submit([task], small, evals / JOBS, f"merge-{run.name}", dependency=f"afterany:{array}")
     except UserError as error:
         by_hand = merge_command(RunPaths(run))
         return None, f"{error}; when job {array} has ended, hand on its results: {by_hand}"
+    _write_job(task, merge, evals)
     return merge.job_id, ""
 
 

@@ -22,26 +22,16 @@ from typing import Any
 
 from vlmkit.config import ClusterConfig, TrainConfig, as_override
 from vlmkit.errors import ConfigError, UserError
-from vlmkit.jobs import (
-    MANIFEST,
-    NO_ANSWER,
-    Job,
-    JobPlace,
-    JobStanding,
-    JobState,
-    SweepJob,
-    read_manifest,
-    stand,
-    write_manifest,
-)
+from vlmkit.job_standings import JobStanding, stand
+from vlmkit.jobs import LAUNCH_LOCK, MANIFEST, Job, JobPlace, JobState, SweepJob, read_manifest, write_manifest
 from vlmkit.paths import RunPaths, held_lock, is_locked
 from vlmkit.run_directory import check_run_dir, choose_run_dir
+from vlmkit.slurm_states import NO_ANSWER
 from vlmkit.tracking.console import Screen
 from vlmkit_launchers.handover import PlannedJob, Starter, say_how_to_look
 from vlmkit_launchers.interrupted import Interrupted, held_back, interruptible
 from vlmkit_launchers.watch import Watch, short_names
 
-LAUNCH_LOCK = ".launch.lock"
 WHERE = ("cluster", "logger", "run_dir", "resume")  # what only says where a job runs and is watched: it is the same job
 SECONDS_TO_LEAVE = 120.0  # how long jobs that are about to end are waited for
 SECONDS_BETWEEN_LOOKS = 1.0

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlmkit.jobs import JobStanding, JobState, Launcher, stand
+from vlmkit.job_standings import JobStanding, stand
+from vlmkit.jobs import JobState, Launcher
 from vlmkit.logs import last_line
 from vlmkit.tracking.console import SECONDS_BETWEEN_LINES, Screen
 from vlmkit_launchers.handover import PlannedJob

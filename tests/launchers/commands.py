@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vlmkit.jobs import JobPlace, JobState, read_manifest, stand
+from vlmkit.job_standings import stand
+from vlmkit.jobs import JobPlace, JobState, read_manifest
 from vlmkit_launchers.handover import PlannedJob
 
 # One that is as a run of training is: it says that it has begun, goes on until it is asked to end, saves, and leaves.

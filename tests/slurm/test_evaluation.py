@@ -17,16 +17,19 @@ from tests.conftest import QUICK, command_environment, composed, save_untrained
 from tests.evaluation.made_up_tasks import TASKS
 from tests.slurm.conftest import Slurm
 from tests.tracking.test_sinks import evaluations_in_jsonl
+from vlmkit.cancel import cancel_run
 from vlmkit.config import ModelConfig
 from vlmkit.errors import UserError
 from vlmkit.evaluation.cells import CellState, read_cell
 from vlmkit.evaluation.samples import read_samples
 from vlmkit.evaluation.subjects import find_subjects, plan_cells
 from vlmkit.evaluation.submission import HandedOver, Submission
-from vlmkit.jobs import JobPlace, read_job
+from vlmkit.job_standings import stand
+from vlmkit.jobs import JobPlace, JobState, read_job, read_merge_jobs, read_report
 from vlmkit.paths import RunPaths
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.run_directory import plain_config
+from vlmkit.tracking.console import Screen
 
 LIMIT = 3
 THREE = ("chartqa", "mmstar", "ocrbench")
@@ -125,7 +128,9 @@ def test_a_crash_leaves_a_hole_that_is_named_and_the_same_command_fills_it_alone
     assert evaluate(paths, environment, *command)[0] == "6 to evaluate, 6 of them done before"
 
 
-def test_two_submitters_at_once_submit_a_cell_once(slurm: Slurm, paths: RunPaths, environment: dict[str, str]) -> None:
+def test_two_submitters_at_once_submit_a_cell_once_and_all_is_cancelled_together(
+    slurm: Slurm, paths: RunPaths, environment: dict[str, str]
+) -> None:
     both = [submission(paths, f"tasks=[{','.join(THREE)}]", HELD) for _ in range(2)]
     results: list[HandedOver] = [each.wait() for each in both]
     [first] = [result for result in results if result.job is not None]
@@ -135,7 +140,11 @@ def test_two_submitters_at_once_submit_a_cell_once(slurm: Slurm, paths: RunPaths
     assert sorted(queue) == sorted([*(f"{first.job}_{number}" for number in range(6)), str(first.merge)])
     places = [JobPlace.of_cell(Path(cell.folder)) for cell in both[0].cells]
     assert [job and job.job_id for job in map(read_job, places)] == [f"{first.job}_{number}" for number in range(6)]
-    slurm.run("scancel", str(first.job), str(first.merge))
+    [merge] = stand(read_merge_jobs(paths.evals)).values()
+    assert (merge.job.job_id, merge.state, merge.reason) == (first.merge, JobState.waiting, "Dependency")
+    cancel_run(paths.root, Screen())
+    left = ("--noheader", f"--jobs={first.job},{first.merge}", "--states=PD,R,CG")
+    slurm.wait_until(lambda: not slurm.run("squeue", *left))
 
 
 def test_slurm_is_handed_as_many_as_it_takes(
@@ -195,6 +204,32 @@ def test_a_job_can_hand_over_evaluations_and_nothing_of_it_is_theirs(
     told = slurm.run("scontrol", "show", "job", inner)
     assert "Partition=main" in told and "NumTasks=1" in told and f"eval-{paths.root.name}-step_4-chartqa" in told
     slurm.run("scancel", inner, merge)
+
+
+def test_a_job_that_is_stopped_while_it_answers_goes_on_with_the_next_question(
+    slurm: Slurm, paths: RunPaths, environment: dict[str, str]
+) -> None:
+    """The task sets no limit to an answer: each takes a second or more, so that a signal comes before the last."""
+    questions = 6
+    one_by_one = ("eval_suite.batch_size=1", f"eval_suite.limit={questions}")
+    handed_over = submission(paths, "steps=4", "tasks=[mmstar]", *one_by_one)
+    [folder] = [cell.folder for cell in handed_over.cells]
+    result = handed_over.wait()
+    job, merge = str(result.job), str(result.merge)
+    slurm.wait_until(lambda: read_samples(folder), 120)
+    slurm.run("scancel", "--signal=USR2", job)
+    slurm.wait_until(lambda: slurm.run("squeue", "--noheader", "--format=%T", f"--jobs={job}") == "PENDING")
+    report = read_report(JobPlace.of_cell(folder))
+    assert report is not None and report.reason == "stopped by SIGUSR2, queued again"
+    answers = read_samples(folder)
+    assert 0 < len(answers) < questions
+    slurm.wait_until(lambda: slurm.states(merge).get(merge) == "COMPLETED", 180)
+    done = read_cell(folder)
+    assert done is not None and done.state is CellState.done
+    assert done.provenance["answered_before"] == len(answers)  # so none was asked again
+    assert list(read_samples(folder)) == list(range(questions))
+    assert [read_samples(folder)[index]["answer"] for index in answers] == [each["answer"] for each in answers.values()]
+    assert merged(paths, 4)["complete"]
 
 
 def test_what_jobs_find_after_the_run_has_ended_is_logged_by_the_merge(

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.conftest import Slurm
-from vlmkit.cancel import cancel
+from vlmkit.cancel import cancel_sweep
 from vlmkit.config import ClusterConfig, JobConfig
-from vlmkit.jobs import Job, JobPlace, JobState, Launcher, SweepJob, stand, write_manifest
+from vlmkit.job_standings import stand
+from vlmkit.jobs import Job, JobPlace, JobState, Launcher, SweepJob, write_manifest
 from vlmkit.status import show_sweep
-from vlmkit.sweep_directory import read_entries
 from vlmkit.tracking.console import Screen
 from vlmkit_launchers.slurm import submit
 from vlmkit_launchers.task import Task
@@ -72,8 +72,7 @@ def has_printed(place: JobPlace, text: str) -> Callable[[], bool]:
 
 
 def end(sweep: Path) -> None:
-    entries, _ = read_entries(sweep)
-    cancel(entries, True, Screen())
+    cancel_sweep(sweep, Screen())
 
 
 def test_waiting_running_done_and_failed_jobs_are_told(

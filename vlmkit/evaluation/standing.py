@@ -25,7 +25,8 @@ from vlmkit.evaluation.cells import (
 from vlmkit.evaluation.delivery import merge_command, metric_key
 from vlmkit.evaluation.merged import STEP_FILE, Merged, merged_path, read_merged
 from vlmkit.evaluation.schedule import Schedule
-from vlmkit.jobs import JobPlace, JobStanding, JobState, Launcher, read_cell_jobs, read_job, stand_of
+from vlmkit.job_standings import JobStanding, stand_of
+from vlmkit.jobs import JobPlace, JobState, Launcher, read_cell_jobs, read_job, read_merge_jobs
 from vlmkit.paths import RunPaths, is_locked
 from vlmkit.tracking.console import format_seconds
 from vlmkit.tracking.jsonl import read_last_step, read_results
@@ -74,8 +75,10 @@ class RunStanding:
         self._logged = read_results(paths.metrics)
         own = JobPlace.of_folder(paths.root)
         training = {own: job} if (job := read_job(own)) else {}
-        self._jobs = stand_of(training | read_cell_jobs(paths.evals))
+        merges = read_merge_jobs(paths.evals)
+        self._jobs = stand_of(training | read_cell_jobs(paths.evals) | merges)
         self.job = self._jobs.get(own)  # that trains
+        self.merges = sorted((self._jobs[place] for place in merges), key=lambda merge: merge.job.submitted)
 
     @property
     def next_look(self) -> int:
@@ -159,6 +162,8 @@ class RunStanding:
         if self.is_training:
             why = f"{what}: the run does that at step {self.next_look}; it is at {self.reached}"
             return Standing(step, name, State.done, told, reason=why)
+        if under_way := [merge for merge in self.merges if merge.is_under_way]:
+            return Standing(step, name, State.done, told, reason=f"{what}: {describe_job(under_way[0])}")
         return Standing(step, name, State.done, told, reason=what, command=merge_command(self.paths))
 
     def _unplanned(self, step: int, name: str, task: str) -> Standing:
