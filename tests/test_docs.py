@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,14 +17,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from docs.make_configuration import COMMAND, NoCommentError, Writer, make_page
-from tests.conftest import compose_as_hydra
+from tests.conftest import compose_as_hydra, composed
 from vlmkit.config import SCHEMAS, TrainerConfig, as_override
+from vlmkit.data.sources import build_sources
 from vlmkit.errors import UserError
 from vlmkit.eval import rewritten
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
 GROUPS = {group for group, _ in SCHEMAS.values() if group} | {"experiment"}
+CODE_ROOTS = (ROOT / "vlmkit", ROOT / "launchers")
+FILES = (".safetensors", ".json", ".jsonl", ".yaml")
 CODE_FOLDERS = ("vlmkit/", "conf/", "docs/", "tests/", "benchmarks/", "launchers/", "notebooks/", ".ci/")
 PATHS = ("a", "b", "run", "ckpt", "sweep", "out", "image")  # keys whose values may look like a list of values
 
@@ -39,18 +43,22 @@ class Page:
         return self.path.read_text().splitlines()
 
     def parts(self) -> Iterator[tuple[bool, str]]:
-        """Whether it is code, and the text, of each line of a code block and of each paragraph."""
-        fenced, paragraph = False, []
+        """Whether it is code, and the text, of each paragraph and of each line of a block with commands."""
+        language, paragraph = None, []
         for line in [*self.lines, ""]:
             if line.startswith("```"):
-                fenced = not fenced
-            elif fenced or line.startswith("    "):
+                language = line.removeprefix("```") or "commands" if language is None else None
+            elif language == "commands" or (language is None and line.startswith("    ")):
                 yield True, line.strip()
-            elif line:
+            elif language is None and line:
                 paragraph.append(line)
-            if paragraph and (fenced or not line or line.startswith("|")):
+            if paragraph and (language or not line or line.startswith("|")):
                 yield False, " ".join(paragraph)
                 paragraph = []
+
+    def blocks(self, language: str) -> list[str]:
+        """The blocks in a language."""
+        return re.findall(rf"^```{language}\n(.*?)^```", self.path.read_text(), re.MULTILINE | re.DOTALL)
 
     def code(self) -> Iterator[str]:
         """Lines of blocks, without what two spaces or more set off from a command, and inline code."""
@@ -152,33 +160,42 @@ def keys() -> frozenset[str]:
 
 
 def wrong_names(page: Page) -> list[str]:
-    """Keys, options, files and extras in its code that are not there."""
-    return [word for code in page.code() for word in code.split() if is_wrong(word.strip("',;:()"))]
+    """Keys, options, files and extras in its code that are not there, nor are options that it shows."""
+    shown = {f"conf/{option_of(block)}" for block in page.blocks("yaml")}
+    return [word for code in page.code() for word in code.split() if is_wrong(word.strip("',;:()"), shown)]
 
 
-def is_wrong(word: str) -> bool:
-    if re.search(r"[A-Z]{2}|…|mysite", word.partition("=")[0]) or word.endswith((".safetensors", ".json", ".jsonl")):
+def is_wrong(word: str, shown: set[str]) -> bool:
+    name, equals, value = word.lstrip("+'").partition("=")
+    if re.search(r"[A-Z]{2}|…|mysite", name):  # for the reader to fill in
         return False
     if extras := re.search(r"(?:\.|vlmkit)\[([\w,]+)\]$", word):
         known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         return not set(extras[1].split(",")) <= set(known)
-    if word.startswith(CODE_FOLDERS):
-        return not (ROOT / word).exists()
-    if word.endswith(".py"):
-        return not any((folder / word).exists() for folder in (ROOT, ROOT / "vlmkit", ROOT / "launchers"))
-    name, equals, value = word.lstrip("+'").partition("=")
+    if word.startswith(CODE_FOLDERS) or word.endswith(".py"):
+        return word not in shown and not any((folder / word).exists() for folder in (ROOT, *CODE_ROOTS))
     if name in GROUPS and equals:
-        return is_wrong_option(name, value)
-    top = name.split(".")[0]
-    of_config = re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", name) and (top in GROUPS or top == "hydra")
-    free = name.startswith(("dataset.parts.", "cluster.environment.", "cluster.additional_parameters."))
-    return bool(of_config) and not free and name not in keys()
+        return any(is_wrong(f"conf/{name}/{option}.yaml", shown) for option in options(value))
+    return is_wrong_key(name)
 
 
-def is_wrong_option(group: str, value: str) -> bool:
+def is_wrong_key(name: str) -> bool:
+    is_one = re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", name) and name.split(".")[0] in {*GROUPS, "hydra"}
+    is_free = name.startswith(("dataset.parts.", "cluster.environment.", "cluster.additional_parameters."))
+    return bool(is_one) and not is_free and not name.endswith(FILES) and name not in keys()
+
+
+def options(value: str) -> list[str]:
+    """Names of options, also of several."""
     names = re.split(r"[,|]", value)
-    own = [name for name in names if re.fullmatch(r"[a-z][a-z0-9_]*", name) and name not in ("null", "basic", "mysite")]
-    return any(not (ROOT / "conf" / group / f"{name}.yaml").exists() for name in own)
+    return [
+        name for name in names if re.fullmatch(r"[a-z][a-z0-9_]*", name) and name not in ("null", "basic", "mysite")
+    ]
+
+
+def option_of(block: str) -> Path:
+    """The file that a block of yaml says it is, in conf/."""
+    return Path(block.splitlines()[0].removeprefix("# conf/"))
 
 
 def named(page: Path) -> str:
@@ -198,6 +215,27 @@ def test_keys_options_and_files_that_are_named_are_there(page: Path) -> None:
 @pytest.mark.parametrize("command", sorted({command for page in PAGES for command in commands(Page(page))}))
 def test_a_command_composes(command: str) -> None:
     assert complaint(command) is None
+
+
+def blocks(language: str) -> list[str]:
+    return [block for page in PAGES for block in Page(page).blocks(language)]
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: option_of(block).as_posix())
+def test_an_option_that_a_page_shows_composes(block: str, tmp_path: Path) -> None:
+    conf = shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    path = option_of(block)
+    (conf / path).write_text(block.partition("\n")[2])
+    OmegaConf.to_object(compose_as_hydra("train", f"{path.parent}={path.stem}", folder=conf))
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_that_a_page_shows_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "block", "exec"), {})
+    for file in tmp_path.rglob("*.parquet"):  # what it wrote is data that can be read
+        [source] = build_sources(composed("train", "dataset=local", f"dataset.path={file}").dataset)
+        assert source.sample(0).turns[0].assistant == "red"
 
 
 def test_the_configuration_page_is_what_its_script_makes() -> None:
@@ -221,11 +259,12 @@ def test_wrong_names_are_found(tmp_path: Path) -> None:
         "`trainer.batch_size`, `model.vision`, `evals.job.KEY`, `RUN/config.yaml`,\n`data/rows.py`, `model=tiny`\n\n"
         "    pip install '.[eval,test]'\n\n"
         "`trainer.batchsize`, `model=huge`, `vlmkit/gone.py`,\n`hydra.launcher.cores=2`\n\n"
-        "```\npip install 'vlmkit[everything]'\npython benchmarks/gone.py\n```\n"
+        "```\npip install 'vlmkit[everything]'\npython benchmarks/gone.py\n```\n\n"
+        "```yaml\n# conf/model/mine.yaml\n```\n\n`model=mine` `conf/model/mine.yaml` `model=yours`\n"
     )
     assert wrong_names(Page(page)) == [
         "trainer.batchsize", "model=huge", "vlmkit/gone.py", "hydra.launcher.cores=2", "'vlmkit[everything]'",
-        "benchmarks/gone.py",
+        "benchmarks/gone.py", "model=yours",
     ]  # fmt: skip
 
 
