@@ -1,5 +1,6 @@
 """What the pages say is so: links lead somewhere, commands compose, keys, options and files that they name exist."""
 
+import ast
 import re
 import shlex
 import shutil
@@ -236,6 +237,34 @@ def test_python_that_a_page_shows_runs(block: str, tmp_path: Path, monkeypatch: 
     for file in tmp_path.rglob("*.parquet"):  # what it wrote is data that can be read
         [source] = build_sources(composed("train", "dataset=local", f"dataset.path={file}").dataset)
         assert source.sample(0).turns[0].assistant == "red"
+
+
+def quoted(page: Page) -> list[str]:
+    """What vlmkit is said to say: code with spaces in the first column of a table."""
+    cells = [line.split(" | ")[0] for line in page.lines if line.startswith("| ")]
+    return [code for cell in cells for code in re.findall(r"`([^`]+)`", cell) if " " in code]
+
+
+def unsaid(page: Page) -> list[str]:
+    """Quoted texts with a part that is in no text of the program."""
+    trees = [ast.parse(path.read_text()) for folder in CODE_ROOTS for path in folder.rglob("*.py")]
+    said = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    texts = "\n".join(text for text in said if isinstance(text, str))
+    return [text for text in quoted(page) if not all(part.strip() in texts for part in text.split("…"))]
+
+
+def test_the_messages_of_the_troubleshooting_page_are_the_program_s() -> None:
+    page = Page(ROOT / "docs" / "troubleshooting.md")
+    assert unsaid(page) == []
+    assert len(quoted(page)) > 40
+
+
+def test_a_message_that_is_not_the_program_s_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "| you see |\n|---|\n| `run_dir=… holds a different config (…` | x |\n| `… is another thing` | y |\n"
+    )
+    assert unsaid(Page(page)) == ["… is another thing"]
 
 
 def test_the_configuration_page_is_what_its_script_makes() -> None:
