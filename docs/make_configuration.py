@@ -217,6 +217,11 @@ def schema_of(path: Path) -> type:
     return SCHEMAS[first.partition("@")[0]][1]
 
 
+def is_schema(name: str) -> bool:
+    """Whether an entry of a file's defaults is its class or the file itself, and not another option."""
+    return name == "_self_" or name.partition("@")[0] in SCHEMAS
+
+
 def header(path: Path) -> list[str]:
     """The comment that a yaml file begins with, without what Hydra reads."""
     lines = path.read_text().splitlines()
@@ -229,9 +234,12 @@ def option_line(path: Path) -> str:
     group = path.parent.relative_to(config_dir()).as_posix()
     values = yaml.safe_load(path.read_text())
     told = [re.sub(r"(?:^ +|  +)(.*)", r" `\1`", line) for line in header(path) if not line.startswith("python -m")]
-    chosen = [f"`{key}={option}`" for key, option in overrides(values.pop("defaults"))]
+    defaults = values.pop("defaults")
+    begins = [f"`{group}={name}`" for name in defaults if isinstance(name, str) and not is_schema(name)]
+    chosen = [f"`{key}={option}`" for key, option in overrides(defaults)]
     settings = [f"`{key}={yaml_text(value)}`" for key, value in flat(values)]
     parts = [escaped(" ".join(" ".join(told).split()))] if told else []
+    parts += [f"Begins as {', '.join(begins)}."] if begins else []
     parts += [f"Chooses {', '.join(chosen)}."] if chosen else []
     parts += [f"Sets {', '.join(settings)}."] if settings else []
     return f"- [`{group}={path.stem}`](../conf/{group}/{path.name}): {' '.join(parts)}"
@@ -258,8 +266,10 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def shared_class(classes: list[type]) -> type | None:
     """The class with the keys that all options of a group have, if there is one."""
-    [first, *others] = {cls.__base__ for cls in classes} if len(classes) > 1 else classes
-    return first if not others and is_dataclass(first) else None
+    first, *others = classes
+    above_all = first.__mro__[1:] if others else first.__mro__
+    shared = (each for each in above_all if is_dataclass(each) and all(issubclass(cls, each) for cls in classes))
+    return next(shared, None)
 
 
 def inner(kind: Any) -> Any:
