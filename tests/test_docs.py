@@ -267,6 +267,13 @@ def test_a_message_that_is_not_the_program_s_is_found(tmp_path: Path) -> None:
     assert unsaid(Page(page)) == ["… is another thing"]
 
 
+def test_the_modules_in_pictures_are_there() -> None:
+    texts = [picture.read_text() for picture in ROOT.glob("docs/pictures/*.svg")]
+    modules = [module for text in texts for module in re.findall(r">([\w/]+\.py)<", text)]
+    assert len(modules) > 9
+    assert [module for module in modules if not (ROOT / "vlmkit" / module).exists()] == []
+
+
 def test_the_configuration_page_is_what_its_script_makes() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text() == make_page(), f"run {COMMAND}"
 
