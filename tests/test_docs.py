@@ -4,25 +4,29 @@ import ast
 import re
 import shlex
 import shutil
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from docs.make_configuration import COMMAND, NoCommentError, Writer, make_page
 from tests.conftest import compose_as_hydra, composed
+from vlmkit import entry
 from vlmkit.config import SCHEMAS, TrainerConfig, as_override
 from vlmkit.data.sources import build_sources
 from vlmkit.errors import UserError
-from vlmkit.eval import rewritten
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
@@ -30,7 +34,7 @@ GROUPS = {group for group, _ in SCHEMAS.values() if group} | {"experiment"}
 CODE_ROOTS = (ROOT / "vlmkit", ROOT / "launchers")
 FILES = (".safetensors", ".json", ".jsonl", ".yaml")
 CODE_FOLDERS = ("vlmkit/", "conf/", "docs/", "tests/", "benchmarks/", "launchers/", "notebooks/", ".ci/")
-PATHS = ("a", "b", "run", "ckpt", "sweep", "out", "image")  # keys whose values may look like a list of values
+PATHS = ("a", "b", "run", "ckpt", "sweep", "out")  # keys whose values look like several if they are folders of a sweep
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def commands(page: Page) -> list[str]:
     """``vlmkit.COMMAND …`` of every ``-m vlmkit.COMMAND …``, also under torchrun, without what may be left out."""
     found = (re.search(r"-m (vlmkit\.[a-z].*)", code) for code in page.code())
     texts = (re.sub(r" \[.*?\](?= |$)", "", each[1]) for each in found if each)
-    return [re.split(r" (?:&&|\|\||[|>]) ", text)[0].strip().replace("mysite", "example_gpu") for text in texts]
+    return [re.split(r" (?:&&|\|\||[|>]) |, ", text)[0].strip().replace("mysite", "example_gpu") for text in texts]
 
 
 def complaint(command: str) -> str | None:
@@ -108,42 +112,58 @@ def complaint(command: str) -> str | None:
     module, *arguments = shlex.split(command)
     if find_spec(module) is None:
         return f"{module}: no such command"
-    name = module.removeprefix("vlmkit.")
     try:
-        for overrides in jobs(name, arguments):
-            check(name, overrides)
+        name, overrides = as_started(module, plain(arguments))
+        for job in jobs(overrides, is_sweep=bool({"-m", "--multirun"} & set(arguments))):
+            check(name, job)
     except (HydraException, OmegaConfBaseException, UserError) as error:
         return f"{error.__cause__ or error}"
     return None
 
 
-def jobs(name: str, arguments: list[str]) -> Iterator[list[str]]:
+def as_started(module: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """The name of the config, and the arguments, with which a command starts Hydra."""
+    begun: list[tuple[str, list[str]]] = []
+    with (
+        patch.object(entry, "run", lambda name, _: begun.append((name, sys.argv[1:]))),
+        patch.object(sys, "argv", [module, *arguments]),
+    ):
+        import_module(module).main()
+    [(name, rewritten)] = begun
+    return name, list(map(as_path, rewritten))
+
+
+def jobs(arguments: list[str], is_sweep: bool) -> Iterator[list[str]]:
     """The arguments of as many jobs as it takes to use each value of a sweep once."""
-    given = [as_path(rewritten(argument) if name == "eval" else argument) for argument in plain(arguments)]
-    parsed = OverridesParser.create().parse_overrides(given)
-    sweeps = [each.is_sweep_override() for each in parsed]
-    assert not any(sweeps) or {"-m", "--multirun"} & set(arguments), f"several values without -m: {arguments}"
-    values = [
-        [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()] if swept else [each.input_line]
-        for each, swept in zip(parsed, sweeps, strict=True)
-    ]
-    for number in range(max(map(len, values), default=1)):
-        yield [str(each[number % len(each)]) for each in values]
+    parsed = OverridesParser.create().parse_overrides(arguments)
+    values = [values_of(each) for each in parsed]
+    count = max(map(len, values), default=1)
+    if count > 1 and not is_sweep:
+        raise UserError(f"several values without -m: {' '.join(arguments)}")
+    for number in range(count):
+        yield [each[number % len(each)] for each in values]
+
+
+def values_of(override: Override) -> list[str]:
+    """An argument, with each of its values by itself."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
 def plain(arguments: list[str]) -> list[str]:
-    """Without flags and what a reader fills in."""
+    """Without flags and values that the reader fills in."""
     return [argument for argument in arguments if "=" in argument and not argument.endswith("=…")]
 
 
 def as_path(argument: str) -> str:
     key, _, value = argument.partition("=")
-    return f"{key}={as_override(value)}" if key in PATHS and not value.startswith("[") else argument
+    return f"{key}={as_override(value)}" if key in PATHS and value[:1] not in ("[", "'") else argument
 
 
 def check(name: str, overrides: list[str]) -> None:
     """Compose and check the values, with something in the place of those that must be given."""
-    config = compose_as_hydra({"index": "train"}.get(name, name), *overrides)
+    config = compose_as_hydra(name, *overrides)
     for key in OmegaConf.missing_keys(config):
         OmegaConf.update(config, key, "FOLDER")
     OmegaConf.to_object(config)
@@ -245,12 +265,18 @@ def quoted(page: Page) -> list[str]:
     return [code for cell in cells for code in re.findall(r"`([^`]+)`", cell) if " " in code]
 
 
+@cache
+def texts_of_the_program() -> str:
+    trees = [ast.parse(path.read_text()) for folder in CODE_ROOTS for path in folder.rglob("*.py")]
+    constants = (node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return "\n".join(value for value in constants if isinstance(value, str))
+
+
 def unsaid(page: Page) -> list[str]:
     """Quoted texts with a part that is in no text of the program."""
-    trees = [ast.parse(path.read_text()) for folder in CODE_ROOTS for path in folder.rglob("*.py")]
-    said = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    texts = "\n".join(text for text in said if isinstance(text, str))
-    return [text for text in quoted(page) if not all(part.strip() in texts for part in text.split("…"))]
+    return [
+        text for text in quoted(page) if not all(part.strip() in texts_of_the_program() for part in text.split("…"))
+    ]
 
 
 def test_the_messages_of_the_troubleshooting_page_are_the_program_s() -> None:
@@ -313,6 +339,7 @@ def test_wrong_names_are_found(tmp_path: Path) -> None:
         ("vlmkit.train -m seed=0,x", "'x' of type 'str' could not be converted to Integer"),
         ("vlmkit.eval run=RUN steps=newest", "steps=newest: must be all"),
         ("vlmkit.train hydra.launcher.cores=1", "hydra.launcher.cores"),
+        ("vlmkit.train seed=0,1", "several values without -m"),
         ("vlmkit.trian", "no such command"),
     ],
 )
