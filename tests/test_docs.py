@@ -176,7 +176,6 @@ def keys() -> frozenset[str]:
     found = {key.replace("[]", "") for key in re.findall(r"^\| `([\w.\[\]]+)` \|", table, re.MULTILINE)}
     of_job = {key.removeprefix("cluster.") for key in found if key.startswith("cluster.")}
     found |= {f"{job}.{key}" for job in ("evals.job", "hydra.launcher") for key in of_job}
-    found |= {"hydra.sweep.dir", "hydra.sweep.subdir"}
     return frozenset(key.rsplit(".", count)[0] for key in found for count in range(key.count(".") + 1))
 
 
@@ -201,9 +200,11 @@ def is_wrong(word: str, shown: set[str]) -> bool:
 
 
 def is_wrong_key(name: str) -> bool:
-    is_one = re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", name) and name.split(".")[0] in {*GROUPS, "hydra"}
-    is_free = name.startswith(("dataset.parts.", "cluster.environment.", "cluster.additional_parameters."))
-    return bool(is_one) and not is_free and not name.endswith(FILES) and name not in keys()
+    of_config = name.split(".")[0] in GROUPS or name.startswith("hydra.launcher.")
+    is_free = name.startswith("dataset.parts.") or re.search(r"\.(environment|additional_parameters)\.", name)
+    if not of_config or is_free or name.endswith(FILES):
+        return False
+    return re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", name) is not None and name not in keys()
 
 
 def options(value: str) -> list[str]:
