@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hypothesis import settings
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from vlmkit.config import SCHEMAS, Layout, ModelConfig
@@ -44,10 +45,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def composed(command: str, *overrides: str) -> Any:
     """The config of ``python -m vlmkit.<command>`` with these arguments."""
+    return OmegaConf.to_object(compose_as_hydra(command, *overrides))
+
+
+def compose_as_hydra(command: str, *overrides: str, folder: Path | None = None) -> DictConfig:
+    """The same before its values are checked, also of a copy of conf/."""
+    register_schemas()
+    with initialize_config_dir(str(folder or config_dir()), version_base="1.3"):
+        return compose(command, overrides=list(overrides))
+
+
+@cache
+def register_schemas() -> None:
     for name, (group, cls) in SCHEMAS.items():
         ConfigStore.instance().store(name=name, node=cls, group=group)
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return OmegaConf.to_object(compose(command, overrides=list(overrides)))
 
 
 @pytest.fixture(scope="session")

