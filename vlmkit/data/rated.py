@@ -39,7 +39,7 @@ NO_PICTURE_NEEDED = (
     *((f"is a {shape} a shape?", "yes") for shape in SHAPES),
     *((f"is a {shape} a color?", "no") for shape in SHAPES),
 )
-GARBLED = "<td>{}</td>"
+GARBLED = "**{}**"
 FAULTS, QUESTIONS, NOISE = range(3)  # what is drawn: part of the key
 
 
