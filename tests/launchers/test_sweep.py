@@ -173,3 +173,24 @@ def test_nothing_is_started_while_slurm_does_not_answer_about_jobs_that_it_may_h
     with pytest.raises(UserError, match="SLURM does not answer here, and 1 jobs may wait or run"):
         launch([job], tmp_path / "sweep", LocalStarter(LocalLauncherConfig(), tmp_path / "sweep"), detach=False)
     assert not read_manifest(tmp_path / "sweep")
+
+
+def test_an_experiment_says_which_values_a_sweep_has_and_the_command_line_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each job is one run: it does not read the experiment's lists again."""
+    planned: list[PlannedJob] = []
+
+    def take(jobs: Sequence[PlannedJob], *_: object) -> bool:
+        planned.extend(jobs)
+        return True
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vlmkit_launchers.sweep.launch", take)
+    monkeypatch.setattr(sys, "argv", ["vlmkit/train.py", "-m", "experiment=rating_ablation", "seed=7"])
+    train.main()
+    filters = {override for job in planned for override in job.overrides if override.startswith("filter=")}
+    assert {"filter=default", "filter=all_3", "filter=all_5"} <= filters
+    assert len(planned) == len(filters)
+    assert all("seed=7" in job.overrides and "hydra/sweeper=basic" in job.command for job in planned)
+    assert {job.folder.parent for job in planned} == {tmp_path / "runs" / "rating_ablation"}

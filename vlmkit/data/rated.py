@@ -74,7 +74,7 @@ def rated_rows(rows: Sequence[Row], config: EasyVQARatedConfig) -> list[Row]:
 
     The configured shares hold exactly, rounded to whole turns; of pictures, to whole rows.
     """
-    ends = np.cumsum([len(row["texts"]) for row in rows])
+    ends = np.cumsum([len(row["texts"]) for row in rows], dtype=np.int64)
     starts = [0, *ends[:-1].tolist()]
     pictures = _swapped_pictures(len(rows), config)
     faults = _draw_faults(pictures, ends, config)
