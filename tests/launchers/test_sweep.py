@@ -178,8 +178,8 @@ def test_nothing_is_started_while_slurm_does_not_answer_about_jobs_that_it_may_h
 def test_an_experiment_says_which_values_a_sweep_has_and_the_command_line_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Each job is one run: it does not read the experiment's lists again."""
     planned: list[PlannedJob] = []
+    trained: list[tuple[tuple[int, ...], int]] = []
 
     def take(jobs: Sequence[PlannedJob], *_: object) -> bool:
         planned.extend(jobs)
@@ -192,5 +192,8 @@ def test_an_experiment_says_which_values_a_sweep_has_and_the_command_line_others
     filters = {override for job in planned for override in job.overrides if override.startswith("filter=")}
     assert {"filter=default", "filter=all_3", "filter=all_5"} <= filters
     assert len(planned) == len(filters)
-    assert all("seed=7" in job.overrides and "hydra/sweeper=basic" in job.command for job in planned)
+    monkeypatch.setattr(train, "train", lambda config, _: trained.append((config.filter.minima, config.seed)))
+    monkeypatch.setattr(sys, "argv", ["vlmkit/train.py", *planned[-1].command[3:]])
+    train.main()
+    assert trained == [((5, 5, 5, 5), 7)]  # a job is one run: it does not read the experiment's lists again
     assert {job.folder.parent for job in planned} == {tmp_path / "runs" / "rating_ablation"}

@@ -74,15 +74,16 @@ def rated_rows(rows: Sequence[Row], config: EasyVQARatedConfig) -> list[Row]:
 
     The configured shares hold exactly, rounded to whole turns; of pictures, to whole rows.
     """
-    ends = np.cumsum([len(row["texts"]) for row in rows], dtype=np.int64)
-    starts = [0, *ends[:-1].tolist()]
+    lengths = [len(row["texts"]) for row in rows]
     pictures = _swapped_pictures(len(rows), config)
-    faults = _draw_faults(pictures, ends, config)
+    faults = _draw_faults(pictures, lengths, config)
     ratings = _rate(faults, config)
     questions = keyed_hash(np.arange(len(faults), dtype=np.uint64), config.fault_seed, QUESTIONS)
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    of_rows = (np.split(of_turns, starts)[1:] for of_turns in (faults, ratings, questions))
     return [
-        _rated_row(row["texts"], rows[picture]["images"], faults[start:end], ratings[start:end], questions[start:end])
-        for row, picture, start, end in zip(rows, pictures.tolist(), starts, ends.tolist(), strict=True)
+        _rated_row(row["texts"], rows[picture]["images"], *drawn)
+        for row, picture, *drawn in zip(rows, pictures.tolist(), *of_rows, strict=True)
     ]
 
 
@@ -124,26 +125,25 @@ def _swapped_pictures(num_rows: int, config: EasyVQARatedConfig) -> NDArray[np.i
     return pictures
 
 
-def _draw_faults(pictures: NDArray[np.int64], ends: NDArray[np.int64], config: EasyVQARatedConfig) -> NDArray[np.bool_]:
+def _draw_faults(pictures: NDArray[np.int64], lengths: Sequence[int], config: EasyVQARatedConfig) -> NDArray[np.bool_]:
     """Which turns are faulty on which axis: bool [turns, 4].
 
     Args:
         pictures: Whose picture each row has.
-        ends: Where each row's turns end among all turns.
+        lengths: Turns of each row.
         config: The shares.
     """
-    swapped = np.repeat(pictures != np.arange(len(pictures)), np.diff(ends, prepend=0))
+    swapped = np.repeat(pictures != np.arange(len(pictures)), np.array(lengths, np.int64))
     faults = np.zeros((len(swapped), len(RATING_AXES)), bool)
+    faults[:, RATING_AXES.index("image_correspondence")] = swapped
     shares = {
         "relevance": config.wrong_answers,
         "visual_dependency": config.no_picture_needed,
         "formatting": config.garbled_answers,
     }
-    for axis, name in enumerate(RATING_AXES):
-        if name == "image_correspondence":
-            faults[:, axis] = swapped
-        else:
-            faults[_drawn(len(faults), shares[name], config, axis), axis] = True
+    for name, share in shares.items():
+        axis = RATING_AXES.index(name)
+        faults[_drawn(len(faults), share, config, axis), axis] = True
     return faults
 
 
