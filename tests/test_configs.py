@@ -81,10 +81,14 @@ EXPERIMENTS = sorted((config_dir() / "experiment").glob("*.yaml"))
 def test_an_experiment_begins_with_its_command_and_repeats_no_default(path: Path) -> None:
     package, command, *_ = path.read_text().splitlines()
     assert package == "# @package _global_"  # Hydra wants it first
-    assert command == f"# python -m vlmkit.train experiment={path.stem}"
     yaml = OmegaConf.load(path)
-    chosen = [f"{key.removeprefix('override /')}={name}" for line in yaml.pop("defaults") for key, name in line.items()]
-    without = OmegaConf.create(plain_config(composed(*chosen)))
+    of_hydra = yaml.pop("hydra", {})
+    assert command == f"# python -m vlmkit.train {'-m ' * ('sweeper' in of_hydra)}experiment={path.stem}"
+    lines = [
+        {"experiment": line} if isinstance(line, str) else line for line in yaml.pop("defaults") if line != "_self_"
+    ]
+    chosen = [f"{key.removeprefix('override /')}={name}" for line in lines for key, name in line.items()]
+    without = OmegaConf.create(plain_config(composed(*(each for each in chosen if not each.startswith("hydra/")))))
     for key, value in flat(OmegaConf.to_container(yaml)).items():
         assert OmegaConf.select(without, key) != value, f"{path.name}: {key} is the default"
 

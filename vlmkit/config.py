@@ -271,6 +271,31 @@ class EasyVQAConfig(DatasetConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class EasyVQARatedConfig(EasyVQAConfig):
+    """easy-VQA with known faults and ratings that tell of them, to try filters on: see docs/rating_ablation.md.
+
+    Only what is trained on is faulty: validation and test are easy-VQA's own.
+    """
+
+    wrong_answers: float = 0.3  # share of turns with a wrong answer, which relevance rates
+    swapped_pictures: float = 0.3  # share of rows with another row's picture, which image_correspondence rates
+    no_picture_needed: float = 0.2  # share of turns that ask nothing about the picture, which visual_dependency rates
+    garbled_answers: float = 0.3  # share of turns with an answer in markup, which formatting rates
+    rating_noise: float = 0.75  # points that ratings err by: standard deviation
+    fault_seed: int = 0  # of faults and ratings; runs with other seeds see the same data
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        DatasetConfig.__post_init__(self)
+        for name in ("wrong_answers", "swapped_pictures", "no_picture_needed", "garbled_answers"):
+            share = getattr(self, name)
+            require(0 <= share <= 1, f"dataset.{name}", share, "between 0 and 1")
+        noise = self.rating_noise
+        require(0 <= noise < math.inf, "dataset.rating_noise", noise, "0 or more")
+        require(0 <= self.fault_seed < 2**32, "dataset.fault_seed", self.fault_seed, "between 0 and 2**32 - 1")
+
+
+@dataclass(kw_only=True, slots=True)
 class HubConfig(DatasetConfig):
     """A repository of parquet files in FineVision's schema on the Hugging Face hub."""
 
@@ -989,6 +1014,7 @@ SCHEMAS: dict[str, tuple[str | None, type[Any]]] = {
     "cancel_schema": (None, CancelConfig),
     "model_schema": ("model", ModelConfig),
     "easyvqa_schema": ("dataset", EasyVQAConfig),
+    "easyvqa_rated_schema": ("dataset", EasyVQARatedConfig),
     "hub_schema": ("dataset", HubConfig),
     "local_schema": ("dataset", LocalConfig),
     "shards_schema": ("dataset", ShardsConfig),

@@ -99,7 +99,7 @@ def test_a_part_is_the_option_of_that_name_with_its_own_keys() -> None:
 @pytest.mark.parametrize(
     ("part", "told"),
     [
-        ({"weight": 1}, "dataset.parts.a.dataset=None: must be one of easyvqa, finevision, "),
+        ({"weight": 1}, "dataset.parts.a.dataset=None: must be one of easyvqa, easyvqa_rated, finevision, "),
         ({"dataset": "easyvqq", "weight": 1}, "dataset.parts.a.dataset=easyvqq: must be one of easyvqa, "),
         ({"dataset": "mixture", "weight": 1}, "dataset.parts.a.dataset=mixture: must be one of easyvqa, "),
         ({"dataset": ["easyvqa"], "weight": 1}, "dataset.parts.a.dataset=['easyvqa']: must be one of easyvqa, "),

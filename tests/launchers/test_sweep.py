@@ -173,3 +173,27 @@ def test_nothing_is_started_while_slurm_does_not_answer_about_jobs_that_it_may_h
     with pytest.raises(UserError, match="SLURM does not answer here, and 1 jobs may wait or run"):
         launch([job], tmp_path / "sweep", LocalStarter(LocalLauncherConfig(), tmp_path / "sweep"), detach=False)
     assert not read_manifest(tmp_path / "sweep")
+
+
+def test_an_experiment_says_which_values_a_sweep_has_and_the_command_line_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    planned: list[PlannedJob] = []
+    trained: list[tuple[tuple[int, ...], int]] = []
+
+    def take(jobs: Sequence[PlannedJob], *_: object) -> bool:
+        planned.extend(jobs)
+        return True
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vlmkit_launchers.sweep.launch", take)
+    monkeypatch.setattr(sys, "argv", ["vlmkit/train.py", "-m", "experiment=rating_ablation", "seed=7"])
+    train.main()
+    filters = {override for job in planned for override in job.overrides if override.startswith("filter=")}
+    assert {"filter=default", "filter=all_3", "filter=all_5"} <= filters
+    assert len(planned) == len(filters)
+    monkeypatch.setattr(train, "train", lambda config, _: trained.append((config.filter.minima, config.seed)))
+    monkeypatch.setattr(sys, "argv", ["vlmkit/train.py", *planned[-1].command[3:]])
+    train.main()
+    assert trained == [((5, 5, 5, 5), 7)]  # a job is one run: it does not read the experiment's lists again
+    assert {job.folder.parent for job in planned} == {tmp_path / "runs" / "rating_ablation"}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vlmkit.config import RATING_AXES, NoPackingConfig, TrainConfig
 from vlmkit.data.augment import Augmentation
-from vlmkit.data.index import load_or_build_index
+from vlmkit.data.index import SampleIndex, load_or_build_index
 from vlmkit.data.lanes import Selection, Stream
 from vlmkit.data.loader import LanePositions, PlanLoader, Shard, StepBatches, StreamLoader, ValidationSet
 from vlmkit.data.order import keyed_permutation
@@ -130,20 +130,25 @@ def _planned(
 ) -> TrainingData:
     """Every row has a number: index, plan, and workers that are told numbers."""
     held_out = held_out_rows(sources, config.dataset.val_size)
-    indexes = [load_or_build_index(source, encoder, cache_dir(), watch) for source in sources]
+    to_validate = _as_validated(sources)
+    indexes, val_indexes = (
+        [load_or_build_index(source, encoder, cache_dir(), watch) for source in each] for each in (sources, to_validate)
+    )
     bad = [error for index in indexes for error in index.bad]
     _check_bad(bad, sum(map(len, held_out)), config)
 
-    def candidates(parts: Sequence[NDArray[np.bool_]], minima: Sequence[int]) -> list[Candidates]:
+    def candidates(
+        indexes: Sequence[SampleIndex], parts: Sequence[NDArray[np.bool_]], minima: Sequence[int]
+    ) -> list[Candidates]:
         return [
             Candidates(index, part, encoder, minima, limits_of(config), config.dataset.turns_per_visit)
             for index, part in zip(indexes, parts, strict=True)
         ]
 
     weights = [source.weight for source in sources]
-    to_train = candidates([~part for part in held_out], config.filter.minima)
+    to_train = candidates(indexes, [~part for part in held_out], config.filter.minima)
     plan = Plan(to_train, config.packing, config.seed, weights)
-    val_plan = Plan(candidates(held_out, EVERY_RATING), config.packing, VALIDATION_SEED)
+    val_plan = Plan(candidates(val_indexes, held_out, EVERY_RATING), config.packing, VALIDATION_SEED)
     val_packs = islice(val_plan.packs(0), config.trainer.max_val_packs)
     counts = FilterCounts()
     for part in to_train:
@@ -157,7 +162,7 @@ def _planned(
         start=Position(),
         validation=ValidationSet(
             shard.equal_share([pack.visits for pack in val_packs]),
-            sources,
+            to_validate,
             encoder,
             shard.batch_size,
             workers,
@@ -175,7 +180,9 @@ def _streamed(config: TrainConfig, sources: Sequence[Source], encoder: ChatEncod
         raise ConfigError("packing: a stream is packed by knapsack or none; for the others dataset.streaming=false")
     selection = Selection(encoder, config.filter.minima, limits_of(config), config.dataset.turns_per_visit, config.seed)
     stream = Stream(sources, selection, packer, shard.packs_per_step, config.dataset.val_size)
+    to_validate = _as_validated(sources)
     unfiltered = replace(selection, minima=EVERY_RATING, seed=VALIDATION_SEED)
+    validated = Stream(to_validate, unfiltered, packer, shard.packs_per_step, config.dataset.val_size)
     pad_left = isinstance(config.packing, NoPackingConfig)
     workers = config.dataset.num_workers
     return TrainingData(
@@ -184,14 +191,19 @@ def _streamed(config: TrainConfig, sources: Sequence[Source], encoder: ChatEncod
         packs_per_step=shard.packs_per_step,
         start=LanePositions(),
         validation=ValidationSet(
-            _held_out_packs(stream.held_out(unfiltered, config.dataset.val_size), packer, config, shard),
-            sources,
+            _held_out_packs(validated.held_out(unfiltered, config.dataset.val_size), packer, config, shard),
+            to_validate,
             encoder,
             shard.batch_size,
             workers,
             pad_left,
         ),
     )
+
+
+def _as_validated(sources: Sequence[Source]) -> list[Source]:
+    """The sources whose held-out rows are validated on."""
+    return [source.validation or source for source in sources]
 
 
 def _held_out_packs(

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from glob import escape
 from importlib.metadata import version
 from itertools import groupby
@@ -19,7 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, get_dataset_config_names, load_dataset, load_dataset_builder
 
-from vlmkit.config import DatasetConfig, EasyVQAConfig, HubConfig, LocalConfig, MixtureConfig, ShardsConfig
+from vlmkit.config import (
+    DatasetConfig,
+    EasyVQAConfig,
+    EasyVQARatedConfig,
+    HubConfig,
+    LocalConfig,
+    MixtureConfig,
+    ShardsConfig,
+)
 from vlmkit.data.files import (
     ArrowFile,
     ArrowRows,
@@ -30,6 +38,7 @@ from vlmkit.data.files import (
     TarFile,
     open_saved,
 )
+from vlmkit.data.rated import rated_rows
 from vlmkit.data.rows import Row, read_row, sample_from_row
 from vlmkit.errors import ConfigError, DataError
 from vlmkit.local_files import find_files, find_shards
@@ -61,6 +70,7 @@ class Source:
     contents: str = ""  # the same for a copy of the files elsewhere: name and size of each
     skipped: tuple[str, ...] = ()  # files that cannot be read, each with the reason
     test: Sequence[Question] = field(default=(), repr=False)
+    validation: "Source | None" = None  # the same rows as they are validated on; None: as they are
 
     def all_rows(self) -> Iterator[Row]:
         """Every row once, in the order of the files."""
@@ -97,20 +107,11 @@ def build_sources(config: DatasetConfig) -> list[Source]:
 
 
 def _build_source(config: DatasetConfig, key: str, name: str | None = None, weight: float | None = None) -> Source:
-    streaming = config.streaming
     match config:
+        case EasyVQARatedConfig():
+            return _read_easyvqa_rated(config, name or "easyvqa_rated", weight)
         case EasyVQAConfig():
-            rows = read_easyvqa("train")
-            files = [RowsFile("train", rows)]
-            return Source(
-                name or "easyvqa",
-                None if streaming else rows,
-                files if streaming else (),
-                weight=weight,
-                fingerprint=_fingerprint(version("easy-vqa"), len(rows)),
-                contents=_fingerprint(version("easy-vqa"), len(rows)),
-                test=read_easyvqa_test(),
-            )
+            return _easyvqa_source(read_easyvqa("train"), config, name or "easyvqa", weight)
         case ShardsConfig():
             return _read_shards(config, key, name or "shards", weight)
         case LocalConfig():
@@ -277,6 +278,31 @@ def read_easyvqa(part: str) -> list[Row]:
 def read_easyvqa_test() -> list[Question]:
     """The test questions of the package, as they stand there."""
     return [Question(path, question, (answer,)) for _, path, question, answer in _easyvqa_questions("test")]
+
+
+def _read_easyvqa_rated(config: EasyVQARatedConfig, name: str, weight: float | None) -> Source:
+    """The rows with faults and ratings; those held out of training are validated on as the package has them."""
+    rows = read_easyvqa("train")
+    rated = rated_rows(rows, config)
+    named = [{**row, "images": [path.name for path in row["images"]]} for row in rated]  # wherever the package is
+    clean = _easyvqa_source(rows, config, name, weight)
+    return replace(_easyvqa_source(rated, config, name, weight, made_of=named), validation=clean)
+
+
+def _easyvqa_source(
+    rows: Sequence[Row], config: DatasetConfig, name: str, weight: float | None, made_of: object = None
+) -> Source:
+    """Rows in memory, with the package's test; ``made_of`` is what they depend on besides the package."""
+    fingerprint = _fingerprint(version("easy-vqa"), len(rows), *([] if made_of is None else [made_of]))
+    return Source(
+        name,
+        None if config.streaming else rows,
+        [RowsFile("train", rows)] if config.streaming else (),
+        weight=weight,
+        fingerprint=fingerprint,
+        contents=fingerprint,
+        test=read_easyvqa_test(),
+    )
 
 
 def _easyvqa_questions(part: str) -> list[tuple[int, Path, str, str]]:
