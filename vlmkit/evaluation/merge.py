@@ -79,12 +79,18 @@ def merge_subject(folder: Path, imported: Path | None = None) -> Merged | None:
     path = merged_path(folder)
     # Held while reading too, or an older view could overwrite a newer one.
     with held_lock(folder.with_name(f".{path.name}.lock"), wait=True):
-        nothing = Merged(path, _step_of(path))
-        merged = _merge(folder, read_merged(path) or nothing, imported)
-        if merged == nothing:
-            return None
-        merged.write()
+        merged = merged_now(folder, imported)
+        if merged is not None:
+            merged.write()
     return merged
+
+
+def merged_now(folder: Path, imported: Path | None = None) -> Merged | None:
+    """The same without writing: what the file beside a folder of cells would say now."""
+    path = merged_path(folder)
+    nothing = Merged(path, _step_of(path))
+    merged = _merge(folder, read_merged(path) or nothing, imported)
+    return None if merged == nothing else merged
 
 
 def counted_cells(folder: Path) -> dict[str, Cell]:
