@@ -58,10 +58,21 @@ def merge_run(paths: RunPaths, imported: Path | None = None) -> list[Merged]:
         paths: The run.
         imported: A folder with files of the reference.
     """
+    merged = [merge_subject(paths.cells(step), imported) for step in _known_steps(paths, imported)]
+    return [each for each in merged if each is not None]
+
+
+def results_now(paths: RunPaths) -> dict[int, Merged]:
+    """Step → what is known of its checkpoint now; nothing is written."""
+    found = {step: merged_now(paths.cells(step)) for step in _known_steps(paths)}
+    return {step: merged for step, merged in found.items() if merged is not None}
+
+
+def _known_steps(paths: RunPaths, imported: Path | None = None) -> list[int]:
+    """The steps that have cells, or files of results."""
     folders = [folder for folder in (paths.evals, imported) if folder is not None]
     steps = {step for folder in folders for path in folder.glob("step_*.json") if (step := _step_of(path)) is not None}
-    merged = [merge_subject(paths.cells(step), imported) for step in sorted({*paths.evaluated_steps, *steps})]
-    return [each for each in merged if each is not None]
+    return sorted({*paths.evaluated_steps, *steps})
 
 
 def merge_subject(folder: Path, imported: Path | None = None) -> Merged | None:
