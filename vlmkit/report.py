@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from vlmkit import entry
 from vlmkit.config import ReportConfig
 from vlmkit.preflight import check_report
+from vlmkit.redact import redact
 from vlmkit.tracking.console import Screen
 
 if TYPE_CHECKING:
@@ -66,16 +67,17 @@ def table_rows(made: "Report") -> Iterator[tuple[str, ...]]:
 
 def main() -> None:
     """The command."""
+    command = redact(shlex.join(["python", "-m", "vlmkit.report", *sys.argv[1:]]))
     entry.quote_paths("sweep", "out")
     entry.quote_lists("runs", "baseline")
-    entry.run("report", _start)
+    entry.run("report", lambda config, _: _start(config, command))
 
 
-def _start(config: ReportConfig, _invocation: entry.Invocation) -> None:
+def _start(config: ReportConfig, command: str) -> None:
     parent = Path("runs") if config.sweep is None else Path(config.sweep).expanduser()
     folder = Path(config.out).expanduser() if config.out else parent / "report"
     check_report(config, folder)
-    report(config, shlex.join(["python", "-m", "vlmkit.report", *sys.argv[1:]]), folder, Screen())
+    report(config, command, folder, Screen())
 
 
 if __name__ == "__main__":
