@@ -45,6 +45,7 @@ class MadeUpSweep:
     effects: Mapping[tuple[str, Any], float] = field(default_factory=lambda: {(RELEVANCE, 3): 0.2, (RELEVANCE, 5): 0.1})
     seed_spread: float = 0.02  # standard deviation of that share over seeds
     limit: int | None = None  # of the first samples only
+    with_pictures: bool = True  # or a report need not look for them, which takes seconds
     never_begun: Collection[str] = ()
     stopped: Collection[str] = ()  # at the first step
     unevaluated: Collection[str] = ()
@@ -131,7 +132,7 @@ class MadeUpSweep:
             scores,
             METRIC,
             clusters=[f"picture {number // 3}" for number in range(count)],
-            lines=list(_lines(scores)),
+            lines=list(_lines(scores, self.with_pictures)),
             step=step,
             limit=self.limit,
             fingerprint=fingerprint,
@@ -178,12 +179,12 @@ def _scores(task: str, count: int, ability: float, who: str) -> Iterator[float]:
         yield float(0.7 * hardness.random() + 0.3 * luck.random() < ability)
 
 
-def _lines(scores: Sequence[float]) -> Iterator[Line]:
+def _lines(scores: Sequence[float], with_pictures: bool) -> Iterator[Line]:
     for number, score in enumerate(scores):
         target = "yes" if number % 2 else "no"
         yield {
             "prompt": f"<image>Is shape {number} blue?",
-            "pictures": [f"{number // 3:016x}"],
+            "pictures": [f"{number // 3:016x}"] if with_pictures else [],
             "target": target,
             "answer": target if score else "maybe",
         }

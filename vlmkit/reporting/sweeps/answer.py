@@ -43,7 +43,7 @@ class Case:
 def make_answer(case: Case) -> Answer:
     """The headline and the points."""
     if case.main is None or case.best is None:
-        points = ["no run has a result at the step that is looked at", *_holes(case)]
+        points = ["no run has a result at the step that is looked at", *_holes(case, None)]
         return Answer("Nothing can be said yet: there are no results to put side by side.", tuple(points), None)
     return Answer(_headline(case, case.main, case.best), tuple(_points(case, case.main, case.best)), case.best)
 
@@ -83,7 +83,7 @@ def _points(case: Case, main: Measure, best: int) -> Iterator[str]:
             f"the best of {len(case.variants)} is chosen by the same numbers that say how good it is: its lead is "
             "likelier too large than too small"
         )
-    yield from _holes(case)
+    yield from _holes(case, main)
 
 
 def _against_best(case: Case, best: int) -> Iterator[str]:
@@ -109,9 +109,9 @@ def _against_baseline(case: Case, main: Measure) -> Iterator[str]:
         yield f"cannot be told from the baseline: {_named(told)}"
 
 
-def _holes(case: Case) -> Iterator[str]:
-    without = [run.name for variant in case.variants for run in variant.runs if not run.scores]
-    if without:
+def _holes(case: Case, main: Measure | None) -> Iterator[str]:
+    runs = [run for variant in case.variants for run in variant.runs]
+    if main and (without := [run.name for run in runs if main.key not in run.scores]):
         yield f"without a result, and left out of all means: {_named(without)}"
     if case.holes:
         few = len(case.holes) == 1

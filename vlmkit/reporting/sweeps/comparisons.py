@@ -11,6 +11,7 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmkit.errors import one_line
 from vlmkit.evaluation.cells import Aggregation, Cell, CellState, cell_name, read_cell
 from vlmkit.evaluation.compare import how_answered
 from vlmkit.evaluation.samples import Line, cluster_of, question_of, scored_documents
@@ -89,6 +90,7 @@ class Answers:
 def read_answers(steps: Steps, measures: Sequence[Scored]) -> Answers:
     """Read the cells that the measures' results are of."""
     of: dict[Result, ResultAnswers] = {}
+    unreadable: list[str] = []
     ways: dict[str, dict[str, dict[str, None]]] = {}  # task → setting → values
     wanted: dict[tuple[str, int | None], list[Result]] = {}
     for result in dict.fromkeys(part for scored in measures for part, _ in scored.parts):
@@ -98,14 +100,21 @@ def read_answers(steps: Steps, measures: Sequence[Scored]) -> Answers:
             cell = None if step is None else find_cell(run, step, task, limit)
             if cell is None:
                 continue
-            lines = scored_documents(cell.folder)
-            for result in results:
-                aggregation = cell.metrics[result.metric].aggregation if result.metric in cell.metrics else None
-                if aggregation is not None:
-                    of.setdefault(result, ResultAnswers(aggregation)).add(run, result.metric, lines)
+            try:
+                _add_cell(of, run, cell, results)
+            except (OSError, ValueError, KeyError, TypeError) as error:  # a hand has been there
+                unreadable.append(f"{cell.folder}: its samples cannot be read: {one_line(error)}")
             for name, value in how_answered(cell).items():
                 ways.setdefault(task, {}).setdefault(name, {})[str(value)] = None
-    return Answers(of, tuple(_differing(ways)))
+    return Answers(of, (*unreadable, *_differing(ways)))
+
+
+def _add_cell(of: dict[Result, ResultAnswers], run: ReadRun, cell: Cell, results: Iterable[Result]) -> None:
+    lines = scored_documents(cell.folder)
+    for result in results:
+        metric = cell.metrics.get(result.metric)
+        if metric is not None and metric.aggregation is not None:
+            of.setdefault(result, ResultAnswers(metric.aggregation)).add(run, result.metric, lines)
 
 
 def find_cell(run: ReadRun, step: int, task: str, limit: int | None) -> Cell | None:

@@ -56,7 +56,10 @@ def _missing(run: ReadRun, step: int, wanted: Sequence[tuple[str, int | None]]) 
 
 
 def _standings(run: ReadRun, step: int) -> list[Standing]:
-    return [standing for standing in RunStanding(run.paths, run.config).standings() if standing.step == step]
+    try:
+        return [standing for standing in RunStanding(run.paths, run.config).standings() if standing.step == step]
+    except (OSError, ValueError, KeyError, TypeError):  # of a run that another version made
+        return []
 
 
 def _evaluate(run: ReadRun, step: int, task: str, limit: int | None) -> str:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from vlmkit.config import require
 from vlmkit.errors import ConfigError
 from vlmkit.evaluation.cells import cell_name, read_cell
 from vlmkit.evaluation.merged import Merged
@@ -99,29 +100,32 @@ def _task_of(key: str) -> str:
 
 
 def choose_steps(runs: Sequence[ReadRun], step: int | None) -> Steps:
-    """The step of each run: the one that was asked for, else its last one, else one that all with results share."""
-    steps_of = _evaluated if any(run.results for run in runs) else _validated
+    """The step of each run: the one that was asked for, else its last one, else one that all with results share.
+
+    Raises:
+        ConfigError: No run has a result at the step that was asked for.
+    """
+    steps_of = _evaluated if any(map(_evaluated, runs)) else _validated
     if step is not None:
-        return _steps(runs, steps_of, lambda run: step, f"step {step:,}, as asked for")
+        known = sorted({each for run in runs for each in steps_of(run)})
+        require(step in known, "step", step, f"one that has results: {', '.join(map(str, known)) or 'there are none'}")
+        return _steps(runs, lambda run: step, f"step {step:,}, as asked for")
     if any(run.last_step in steps_of(run) for run in runs):
         ends = sorted({run.last_step for run in runs})
         told = f"step {ends[0]:,}" if len(ends) == 1 else f"step {ends[0]:,} to {ends[-1]:,}"
-        return _steps(runs, steps_of, lambda run: run.last_step, f"each run's last step: {told}")
+        return _steps(runs, lambda run: run.last_step, f"each run's last step: {told}")
     having = [set(steps_of(run)) for run in runs if steps_of(run)]
     shared = max(set.intersection(*having), default=None) if having else None
     if shared is None:
         return Steps(dict.fromkeys(runs), "no step that runs have in common")
     told = f"step {shared:,}: no run has results at its end, this is the last step that all with results share"
-    return _steps(runs, steps_of, lambda run: shared, told)
+    return _steps(runs, lambda run: shared, told)
 
 
-def _steps(
-    runs: Sequence[ReadRun],
-    steps_of: Callable[[ReadRun], Sequence[int]],
-    wanted: Callable[[ReadRun], int],
-    told: str,
-) -> Steps:
-    return Steps({run: wanted(run) if wanted(run) in steps_of(run) else None for run in runs}, told)
+def _steps(runs: Sequence[ReadRun], wanted: Callable[[ReadRun], int], told: str) -> Steps:
+    """A run that was not evaluated there may have a validation loss."""
+    has_one = {run: wanted(run) in {*_evaluated(run), *_validated(run)} for run in runs}
+    return Steps({run: wanted(run) if has_one[run] else None for run in runs}, told)
 
 
 def _evaluated(run: ReadRun) -> list[int]:
