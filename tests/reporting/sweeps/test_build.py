@@ -323,7 +323,7 @@ def test_runs_can_be_named_and_the_same_run_twice_is_told(tmp_path: Path) -> Non
     assert [note.partition(":")[0] for note in found.notes] == [
         "2 runs have the same settings and seed 1, and all count"
     ]
-    with pytest.raises(ConfigError, match="runs=.*seed=0: must be named once"):
+    with pytest.raises(ConfigError, match=r"runs=.*seed=0: must be named once"):
         build_report(ReportConfig(runs=[runs[0], runs[0]]))
 
 
