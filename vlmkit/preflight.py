@@ -142,7 +142,7 @@ def check_report(config: ReportConfig, folder: Path) -> None:
     if config.sweep is not None:
         find_sweep(config.sweep)
     for name in config.runs or ():
-        find_run(name)
+        find_run(name, "runs")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"out={folder}: must be a folder, not a file")
     require_writable(folder, f"out={folder}")

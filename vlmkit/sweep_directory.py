@@ -37,14 +37,14 @@ class SweepEntry:
         return JobPlace.of_folder(self.folder)
 
 
-def find_run(name: str) -> RunPaths:
-    """The run directory that ``run`` names, or one in which a job is to begin a run.
+def find_run(name: str, key: str = "run") -> RunPaths:
+    """The run directory that a key names, or one in which a job is to begin a run.
 
     Raises:
         ConfigError: It is none.
     """
     paths = RunPaths(Path(name).expanduser().absolute())
-    require(_is_of_a_job(paths.root), "run", name, "a run directory, with a config.yaml")
+    require(_is_of_a_job(paths.root), key, name, "a run directory, with a config.yaml")
     return paths
 
 

@@ -6,7 +6,7 @@ the same question if document, prompt and pictures are the same, as for ``vlmkit
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,7 @@ class ResultAnswers:
         runs = [each for each in found if each is not None]
         if len(runs) < len(found):
             return None
-        common = reduce(np.intersect1d, [each.questions for each in runs])
+        common = reduce(partial(np.intersect1d, assume_unique=True), [each.questions for each in runs])
         if not len(common):
             return None
         scores = np.stack([each.scores[np.searchsorted(each.questions, common)] for each in runs])

@@ -106,7 +106,7 @@ def find_runs(config: ReportConfig) -> tuple[str, list[SweepEntry], str | None]:
         sweep = find_sweep(config.sweep)
         entries, problem = read_entries(sweep)
         return sweep.name, entries, problem
-    folders = [find_run(name).root for name in config.runs or ()]
+    folders = [find_run(name, "runs").root for name in config.runs or ()]
     twice = [str(folder) for number, folder in enumerate(folders) if folder in folders[:number]]
     require(not twice, "runs", ",".join(twice), "named once")
     names = _short_names(folders)
