@@ -56,7 +56,7 @@ def _headline(case: Case, main: Measure, best: int) -> str:
         return f"{case.label(best)} has the best {main.label}, {score}; the baseline has no result to compare it with."
     found = next((each for each in case.comparisons if each.variant == best), None)
     if found is None:
-        return f"Nothing is better than the baseline by {main.label}, which has {score}."
+        return f"The baseline is best by {main.label}: {score}; nothing else that was tried is better."
     if not case.is_told_apart(found):
         told = show_difference(found, main, case.confidence)
         return f"Nothing is told apart from the baseline as better by {main.label}: {case.label(best)} is best, {told}."
@@ -164,8 +164,9 @@ def show_difference(comparison: Comparison, measure: Measure, confidence: float)
 
 
 def show_p(comparison: Comparison) -> str:
-    """Corrected, if it is of several."""
+    """Corrected, if it is of several, and then it says so."""
     p = comparison.p if comparison.p_corrected is None else comparison.p_corrected
     if p is None:
         return "p not known"
-    return "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}"
+    how = "" if comparison.p_corrected is None else " (Holm)"
+    return f"p < 0.0001{how}" if p < 0.0001 else f"p = {p:.4f}{how}"
