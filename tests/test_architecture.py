@@ -19,9 +19,11 @@ LAYERS = [
     {"processing", "distributed", "run_directory"},
     {"assets", "model", "tracking", "interrupt"},
     {"data"},
-    {"training", "evaluation", "reporting"},
-    {"preflight", "entry", "sweep_directory"},
-    {"train", "index", "inspect", "generate", "eval", "merge", "compare", "status", "cancel"},
+    {"training", "evaluation"},
+    {"sweep_directory"},
+    {"reporting"},
+    {"preflight", "entry"},
+    {"train", "index", "inspect", "generate", "eval", "merge", "compare", "status", "cancel", "report"},
 ]
 OF_LMMS_EVAL = ("evaluation/tasks.py", "evaluation/lmms_tasks/easyvqa/task.py")  # its data are such datasets
 HOMES = {

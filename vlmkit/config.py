@@ -965,6 +965,32 @@ class CompareConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ReportConfig:
+    """Which runs are put side by side: those of a sweep, or some that are named."""
+
+    sweep: str | None = None  # folder of a sweep: hydra.sweep.dir
+    runs: list[str] | None = None  # run directories
+    baseline: list[str] | None = None  # settings of the variant to compare with, as in KEY=VALUE; null: the first run's
+    step: int | None = None  # whose scores are compared; null: the last step of each run
+    tasks: list[str] | None = None  # null: all that were evaluated
+    confidence: float = 0.95  # of the intervals
+    samples: int = 6  # shown of those that got better and of those that got worse
+    out: str | None = None  # folder of the report; null: SWEEP/report, of runs runs/report
+
+    def __post_init__(self) -> None:
+        """Check the ranges, and that one of sweep and runs is given."""
+        if (self.sweep is None) == (not self.runs):
+            raise ConfigError("sweep, runs: give one of them: sweep=DIR, the folder of a sweep, or runs=[RUN,RUN]")
+        require(0 < self.confidence < 1, "confidence", self.confidence, "between 0 and 1")
+        require(self.samples >= 0, "samples", self.samples, "0 or more")
+        require(self.step is None or self.step > 0, "step", self.step, "above 0")
+        require(self.tasks != [], "tasks", "[]", "some that were evaluated, or left out")
+        check_tasks("tasks", self.tasks or [])
+        for setting in self.baseline or ():
+            require("=" in setting, "baseline", setting, "settings as in [filter.relevance_min_rating=1]")
+
+
+@dataclass(kw_only=True, slots=True)
 class StatusConfig:
     """How far what is, and why results are missing: of one of both."""
 
@@ -1010,6 +1036,7 @@ SCHEMAS: dict[str, tuple[str | None, type[Any]]] = {
     "eval_schema": (None, EvalConfig),
     "merge_schema": (None, MergeConfig),
     "compare_schema": (None, CompareConfig),
+    "report_schema": (None, ReportConfig),
     "status_schema": (None, StatusConfig),
     "cancel_schema": (None, CancelConfig),
     "model_schema": ("model", ModelConfig),

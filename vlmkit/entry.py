@@ -113,6 +113,34 @@ def quote_paths(*names: str) -> None:
     sys.argv = [sys.argv[0], *map(quoted, sys.argv[1:])]
 
 
+def quote_lists(*names: str) -> None:
+    """Have Hydra read lists of settings and of paths as only text: these have = and commas in them.
+
+    Args:
+        names: Keys of the command whose value, if it is [A,B] without quotes, is such a list.
+    """
+
+    def quoted(argument: str) -> str:
+        name, _, value = argument.partition("=")
+        if name not in names or re.search("['\"]", value):
+            return argument
+        items = _split_items(value.removeprefix("[").removesuffix("]"))
+        return f"{name}=[{','.join(map(as_override, items))}]"
+
+    sys.argv = [sys.argv[0], *map(quoted, sys.argv[1:])]
+
+
+def _split_items(text: str) -> list[str]:
+    """The parts between commas; a path that is there is one, whatever is in it."""
+    parts, items = text.split(","), []
+    while parts:
+        lengths = range(len(parts), 1, -1)
+        length = next((length for length in lengths if Path(",".join(parts[:length])).expanduser().exists()), 1)
+        items.append(",".join(parts[:length]).strip())
+        parts = parts[length:]
+    return items
+
+
 def _is_the_users(error: Exception) -> bool:
     return is_full_disk(error) or isinstance(error, UserError | HydraException | OmegaConfBaseException)
 

@@ -11,6 +11,7 @@ from vlmkit.config import (
     GenerateConfig,
     MergeConfig,
     ModelConfig,
+    ReportConfig,
     TrainConfig,
     WandbMode,
     require,
@@ -24,6 +25,7 @@ from vlmkit.paths import TRAINER_STATE, RunPaths
 from vlmkit.pretrained.configs import check_backbones, read_checkpoint
 from vlmkit.pretrained.files import find_tokenizer, require_weights
 from vlmkit.run_directory import check_run_dir, require_writable
+from vlmkit.sweep_directory import find_run, find_sweep
 from vlmkit.tracking.wandb_sink import has_wandb_key
 
 
@@ -129,6 +131,21 @@ def check_suite(suite: EvalSuiteConfig, tasks: Sequence[str], what: str) -> None
         from vlmkit.evaluation.tasks import require_task  # takes seconds, and knows what is like them
 
         require_task(unknown[0])
+
+
+def check_report(config: ReportConfig, folder: Path) -> None:
+    """Check that the sweep or the runs are there, and that the folder of the report can be written in.
+
+    Raises:
+        ConfigError: They are not, or it cannot.
+    """
+    if config.sweep is not None:
+        find_sweep(config.sweep)
+    for name in config.runs or ():
+        find_run(name, "runs")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"out={folder}: must be a folder, not a file")
+    require_writable(folder, f"out={folder}")
 
 
 def check_output(path: Path) -> None:

@@ -111,6 +111,11 @@ def sweep_subdir(overrides: Sequence[str]) -> str:
     return f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{fingerprint}"
 
 
+def result_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """All that decides what a run comes to, flat, of what its config.yaml holds; of ``resume`` the checkpoint."""
+    return _flat(config, NOT_IDENTITY) | {"resume": _origin(str(config.get("resume", "auto")))}
+
+
 def check_run_dir(paths: RunPaths, config: TrainConfig) -> None:
     """Refuse a directory that holds a run of another config; reads only.
 

@@ -10,7 +10,6 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from vlmkit import entry
 from vlmkit.config import StatusConfig
 from vlmkit.evaluation.delivery import merge_command
 from vlmkit.evaluation.standing import RunStanding, Standing, State, describe_job
-from vlmkit.job_standings import JobStanding, stand, stand_of
+from vlmkit.job_standings import stand
 from vlmkit.jobs import JobPlace, JobState
 from vlmkit.paths import RunPaths
 from vlmkit.run_directory import read_config
-from vlmkit.sweep_directory import RunProgress, SweepEntry, find_run, find_sweep, read_entries
+from vlmkit.sweep_directory import JobOfSweep, find_run, find_sweep, read_entries, read_jobs
 from vlmkit.tracking.console import Screen, format_seconds
 
 
@@ -122,70 +121,10 @@ def describe_missing(standings: list[Standing]) -> list[str]:
 COLUMNS = ("job", "state", "training", "since", "evaluations", "called with")
 
 
-@dataclass(frozen=True, slots=True)
-class JobOfSweep:
-    """A job of a sweep as it is now."""
-
-    entry: SweepEntry
-    standing: JobStanding | None  # None: no launcher has handed it over, as far as is known
-    run: RunProgress | None  # None: it is no run, or has not begun
-
-    @property
-    def state(self) -> JobState:
-        """What SLURM, the job and the run's files say, whichever knows more."""
-        if self.run and self.run.is_training:
-            return JobState.running
-        if self.standing and self.standing.state is not JobState.unknown:
-            return self.standing.state
-        if self.run and self.run.is_whole:
-            return JobState.done
-        return JobState.unknown if self.standing else JobState.ended
-
-    @property
-    def training(self) -> str:
-        """How far the run is."""
-        return f"step {self.run.reached:,} of {self.run.last_step:,}" if self.run else ""
-
-    @property
-    def evaluations(self) -> str:
-        """How many of those that are due by now have a result."""
-        if self.run is None or self.run.evaluations_due == 0:
-            return ""
-        return f"{self.run.evaluations_done} of {self.run.evaluations_due}"
-
-    @property
-    def has_holes(self) -> bool:
-        """Whether evaluations that are due have no result."""
-        return self.run is not None and self.run.evaluations_done < self.run.evaluations_due
-
-    @property
-    def since(self) -> str:
-        """How long it is as it is, and when its last line came if it runs."""
-        line = _age(self.run.changed) if self.run and self.run.changed else None
-        if self.standing is None or self.state is not self.standing.state:
-            return "" if line is None else f"last line {line} ago"
-        age = _age(self.standing.since)
-        if self.state is JobState.waiting:
-            return f"waits for {age}"
-        if self.state is JobState.running:
-            return f"runs for {age}" + ("" if line is None else f", last line {line} ago")
-        return f"{age} ago" if self.standing.report and self.state is not JobState.ended else ""
-
-    @property
-    def reason(self) -> str | None:
-        """Why it is neither done nor under way; None if it is."""
-        if self.state not in (JobState.failed, JobState.ended, JobState.unknown):
-            return None
-        if self.standing is None:
-            return "no process works on it"
-        return describe_job(self.standing)
-
-
 def show_sweep(sweep: Path, screen: Screen) -> None:
     """Print a table of the jobs, why those that did not end well did not, and the commands that help."""
     entries, problem = read_entries(sweep)
-    standings = stand_of({entry.place: entry.job for entry in entries if entry.job})
-    jobs = [JobOfSweep(each, standings.get(each.place), RunProgress.read(each.folder)) for each in entries]
+    jobs = read_jobs(entries)
     screen.banner("vlmkit.status", {"sweep": str(sweep), "jobs": describe_jobs(jobs)})
     if problem:
         screen.say(f"warning: {problem}: jobs are told as far as their own folders do\n")
@@ -219,10 +158,6 @@ def describe_help(sweep: Path, jobs: Sequence[JobOfSweep]) -> list[str]:
         folder = shlex.quote(str(holes[0].entry.folder))
         lines.append(f"why evaluations have no result: python -m vlmkit.status run={folder}")
     return lines
-
-
-def _age(time_of: float) -> str:
-    return format_seconds(max(time.time() - time_of, 0))
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Self
 from vlmkit.config import require
 from vlmkit.errors import UserError
 from vlmkit.evaluation.schedule import Schedule
-from vlmkit.jobs import MANIFEST, Job, JobPlace, read_job, read_manifest
+from vlmkit.evaluation.standing import describe_job
+from vlmkit.job_standings import JobStanding, stand_of
+from vlmkit.jobs import MANIFEST, Job, JobPlace, JobState, read_job, read_manifest
 from vlmkit.paths import RunPaths, is_locked
 from vlmkit.run_directory import read_config
+from vlmkit.tracking.console import format_seconds
 from vlmkit.tracking.jsonl import read_last_step
 
 SCHEDULE = ("evals", "eval_suite", "trainer")  # the groups that say what is evaluated when
@@ -34,14 +38,14 @@ class SweepEntry:
         return JobPlace.of_folder(self.folder)
 
 
-def find_run(name: str) -> RunPaths:
-    """The run directory that ``run`` names, or one in which a job is to begin a run.
+def find_run(name: str, key: str = "run") -> RunPaths:
+    """The run directory that a key names, or one in which a job is to begin a run.
 
     Raises:
         ConfigError: It is none.
     """
     paths = RunPaths(Path(name).expanduser().absolute())
-    require(_is_of_a_job(paths.root), "run", name, "a run directory, with a config.yaml")
+    require(_is_of_a_job(paths.root), key, name, "a run directory, with a config.yaml")
     return paths
 
 
@@ -153,3 +157,72 @@ def _last_written(path: Path) -> float | None:
         return path.stat().st_mtime
     except OSError:
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class JobOfSweep:
+    """A job of a sweep as it is now."""
+
+    entry: SweepEntry
+    standing: JobStanding | None  # None: no launcher has handed it over, as far as is known
+    run: RunProgress | None  # None: it is no run, or has not begun
+
+    @property
+    def state(self) -> JobState:
+        """What SLURM, the job and the run's files say, whichever knows more."""
+        if self.run and self.run.is_training:
+            return JobState.running
+        if self.standing and self.standing.state is not JobState.unknown:
+            return self.standing.state
+        if self.run and self.run.is_whole:
+            return JobState.done
+        return JobState.unknown if self.standing else JobState.ended
+
+    @property
+    def training(self) -> str:
+        """How far the run is."""
+        return f"step {self.run.reached:,} of {self.run.last_step:,}" if self.run else ""
+
+    @property
+    def evaluations(self) -> str:
+        """How many of those that are due by now have a result."""
+        if self.run is None or self.run.evaluations_due == 0:
+            return ""
+        return f"{self.run.evaluations_done} of {self.run.evaluations_due}"
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether evaluations that are due have no result."""
+        return self.run is not None and self.run.evaluations_done < self.run.evaluations_due
+
+    @property
+    def since(self) -> str:
+        """How long it is as it is, and when its last line came if it runs."""
+        line = _age(self.run.changed) if self.run and self.run.changed else None
+        if self.standing is None or self.state is not self.standing.state:
+            return "" if line is None else f"last line {line} ago"
+        age = _age(self.standing.since)
+        if self.state is JobState.waiting:
+            return f"waits for {age}"
+        if self.state is JobState.running:
+            return f"runs for {age}" + ("" if line is None else f", last line {line} ago")
+        return f"{age} ago" if self.standing.report and self.state is not JobState.ended else ""
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is neither done nor under way; None if it is."""
+        if self.state not in (JobState.failed, JobState.ended, JobState.unknown):
+            return None
+        if self.standing is None:
+            return "no process works on it"
+        return describe_job(self.standing)
+
+
+def read_jobs(entries: Sequence[SweepEntry]) -> list[JobOfSweep]:
+    """How the jobs and runs of a sweep are now. SLURM is asked once for all."""
+    standings = stand_of({entry.place: entry.job for entry in entries if entry.job})
+    return [JobOfSweep(each, standings.get(each.place), RunProgress.read(each.folder)) for each in entries]
+
+
+def _age(time_of: float) -> str:
+    return format_seconds(max(time.time() - time_of, 0))

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from vlmkit.evaluation.cells import Aggregation
-from vlmkit.evaluation.statistics import aggregate, compare_scores, holm, standard_error
+from vlmkit.evaluation.statistics import (
+    Difference,
+    Paired,
+    aggregate,
+    compare_over_seeds,
+    compare_scores,
+    compare_variants,
+    holm,
+    interval_over_seeds,
+    standard_error,
+)
 
 SCORES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=40)
 AGGREGATIONS = list(Aggregation)
@@ -220,3 +231,84 @@ def test_holm_never_lowers_p_and_keeps_the_order(ps: list[float]) -> None:
     corrected = holm(ps)
     assert all(p <= c <= min(1, p * len(ps)) for p, c in zip(ps, corrected, strict=True))
     assert [c for _, c in sorted(zip(ps, corrected, strict=True))] == sorted(corrected)
+
+
+# ---- variants with several seeds -----------------------------------------------------------------------
+
+
+def pair_of_variants(
+    seeds: tuple[int, int], questions: int, seed_spread: float, question_spread: float, key: int
+) -> Paired:
+    """Two variants that do not differ in truth: a run is as good as its seed, better at some questions than others."""
+    rng = np.random.default_rng(key)
+    hardness = rng.normal(0, 1, questions)
+    taste = question_spread * rng.normal(0, 1, (2, questions))  # of a variant for a question
+
+    def runs(side: int) -> np.ndarray:
+        day = seed_spread * rng.normal(0, 1, (seeds[side], 1))
+        return hardness + taste[side] + day + 0.3 * rng.normal(0, 1, (seeds[side], questions))
+
+    alone = np.arange(questions)
+    return Paired(runs(0), runs(1), np.zeros_like(alone), alone, Aggregation.mean)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "seed_spread", "question_spread"), [((3, 3), 0.1, 0.5), ((3, 3), 0.3, 0.0), ((5, 2), 0.05, 1.0)]
+)
+def test_the_interval_holds_the_truth_as_often_as_it_says_or_a_little_more(
+    seeds: tuple[int, int], seed_spread: float, question_spread: float
+) -> None:
+    hits = 0
+    for key in range(400):
+        found = compare_variants([pair_of_variants(seeds, 60, seed_spread, question_spread, key)], 0.9)
+        assert found.low is not None
+        assert found.high is not None
+        hits += found.low <= 0 <= found.high
+    assert 0.87 <= hits / 400 <= 0.99
+
+
+def test_without_variance_of_questions_it_is_welchs_test() -> None:
+    a, b = [0.5, 0.6, 0.55, 0.7], [0.4, 0.5, 0.38]
+    runs = [np.repeat(np.array(side)[:, None], 20, axis=1) for side in (a, b)]
+    alone = np.arange(20)
+    welch = stats.ttest_ind(a, b, equal_var=False)
+    low, high = welch.confidence_interval(0.95)
+    for found in (
+        compare_variants([Paired(runs[0], runs[1], 0 * alone, alone, Aggregation.mean)], 0.95),
+        compare_over_seeds(a, b, 0.95),
+    ):
+        assert (found.p, found.low, found.high) == pytest.approx((welch.pvalue, low, high), rel=1e-9)
+
+
+@given(st.integers(0, 50), st.sampled_from(AGGREGATIONS))
+def test_with_one_seed_each_it_is_the_paired_comparison_of_two_checkpoints(key: int, how: Aggregation) -> None:
+    a, strata, clusters = random_task(60, strata=3, cluster_size=2, seed=key)
+    b, _, _ = random_task(60, strata=3, cluster_size=2, seed=key + 1)
+    numbered = np.array([int(name.removeprefix("part ")) for name in strata])
+    of_seeds = compare_variants([Paired(np.array([a]), np.array([b]), numbered, np.array(clusters), how)], 0.95)
+    of_checkpoints = compare_scores(a, b, strata, clusters, how, 0.95)
+    assert astuple(of_seeds) == pytest.approx(astuple(of_checkpoints), rel=1e-9, abs=1e-12)
+
+
+def test_what_counts_less_moves_the_sum_less_and_parts_add_up() -> None:
+    one = pair_of_variants((3, 3), 40, 0.2, 0.4, key=1)
+    halves = [replace(one, weight=0.5), replace(one, weight=0.5)]
+    whole, in_two = compare_variants([one], 0.95), compare_variants(halves, 0.95)
+    assert in_two.value == pytest.approx(whole.value)
+    assert in_two.clusters == 80
+    # The same questions twice are taken for independent ones: their share of the variance is half as large.
+    assert 0.5 < (in_two.stderr or 0) / (whole.stderr or 1) < 1
+
+
+def test_one_seed_says_nothing_of_others() -> None:
+    assert interval_over_seeds([0.5], 0.95) is None
+    assert compare_over_seeds([0.5], [0.4, 0.3], 0.95) == Difference(pytest.approx(0.15), 0, None, None, None, None)
+    both = interval_over_seeds([0.4, 0.5, 0.6], 0.95)
+    t = stats.t(2).ppf(0.975) * 0.1 / math.sqrt(3)
+    assert both == pytest.approx((0.5 - t, 0.5 + t))
+
+
+def test_variants_that_answer_all_alike_do_not_differ() -> None:
+    same = np.ones((3, 10))
+    found = compare_variants([Paired(same, same, np.zeros(10, int), np.arange(10), Aggregation.mean)], 0.95)
+    assert (found.value, found.p) == (0.0, 1.0)

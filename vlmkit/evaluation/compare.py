@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from vlmkit.errors import ConfigError
 from vlmkit.evaluation.cells import Cell, Metric
-from vlmkit.evaluation.samples import Line, read_samples
+from vlmkit.evaluation.samples import Line, cluster_of, question_of, scored_documents
 from vlmkit.evaluation.scoring import counts_pairs
 from vlmkit.evaluation.sides import Side
 from vlmkit.evaluation.statistics import Difference, aggregate, compare_scores, holm
@@ -111,10 +111,10 @@ def compare_sides(a: Side, b: Side, tasks: Sequence[str] | None, confidence: flo
 
 def compare_cells(a: Cell, b: Cell, confidence: float) -> TaskComparison:
     """Compare what two checkpoints answered on the same task."""
-    scored_a, scored_b = _scored_documents(a), _scored_documents(b)
+    scored_a, scored_b = scored_documents(a.folder), scored_documents(b.folder)
     both = [doc_id for doc_id in scored_a if doc_id in scored_b]
     pairs = [(scored_a[doc_id], scored_b[doc_id]) for doc_id in both]
-    alike = [pair for pair in pairs if _question(pair[0]) == _question(pair[1])]
+    alike = [pair for pair in pairs if question_of(pair[0]) == question_of(pair[1])]
     names = [name for name in a.metrics if name in b.metrics]
     found = [_compare_metric(name, a.metrics[name], b.metrics[name], alike, confidence) for name in names]
     metrics = sorted((metric for metric in found if metric), key=lambda metric: metric.n, reverse=True)
@@ -153,7 +153,7 @@ def _compare_metric(
         return None
     scores_a, scores_b = ([float(pair[side]["scores"][name]) for pair in own] for side in (0, 1))
     strata = [line.get("strata", {}).get(name, "") for line, _ in own]
-    clusters = [_cluster(line) for line, _ in own]
+    clusters = [cluster_of(line) for line, _ in own]
     return MetricComparison(
         name,
         aggregate(scores_a, strata, a.aggregation),
@@ -170,12 +170,8 @@ def _units(name: str, metric: Metric, pairs: Iterable[Pair]) -> list[list[Pair]]
         return [[pair] for pair in own]
     units: defaultdict[Hashable, list[Pair]] = defaultdict(list)
     for pair in own:
-        units[_cluster(pair[0])].append(pair)
+        units[cluster_of(pair[0])].append(pair)
     return list(units.values())
-
-
-def _cluster(line: Line) -> Hashable:
-    return line.get("cluster", line["doc_id"])
 
 
 def _gain(name: str, unit: Sequence[Pair]) -> float:
@@ -204,37 +200,23 @@ def _sample(a: Line, b: Line) -> Sample:
     )
 
 
-def _scored_documents(cell: Cell) -> dict[int, Line]:
-    """Document → its line with scores, in the order of the task; those that could not be answered have none."""
-    of_document: defaultdict[int, list[Line]] = defaultdict(list)
-    for line in read_samples(cell.folder).values():
-        of_document[line["doc_id"]].append(line)
-    return {doc_id: _with_choice(lines) for doc_id, lines in of_document.items() if lines[0].get("scores")}
-
-
-def _with_choice(lines: Sequence[Line]) -> Line:
-    """The first line of a document, which has the scores; where choices were weighed, the likeliest is the answer."""
-    if "logprob" not in lines[0]:
-        return lines[0]
-    return lines[0] | {"answer": max(lines, key=lambda line: line["logprob"])["answer"]}
-
-
-def _question(line: Line) -> tuple[Any, Any]:
-    return line.get("prompt"), line.get("pictures")
-
-
 def _notes_on_settings(a: Cell, b: Cell) -> list[str]:
-    told = [(name, getattr(a.order, name), getattr(b.order, name)) for name in ORDERED]
-    told += [(name, _used(name, a), _used(name, b)) for name in USED]
-    if _draws(a) and _draws(b):
-        told.append(("seed", a.order.seed, b.order.seed))
-    told += [(name, a.provenance.get(name), b.provenance.get(name)) for name in CIRCUMSTANCES]
-    notes = [f"{name} differs: {of_a} in a, {of_b} in b" for name, of_a, of_b in told if of_a != of_b]
+    of_a, of_b = how_answered(a), how_answered(b)
+    differing = [name for name in of_a if name in of_b and of_a[name] != of_b[name]]
+    notes = [f"{name} differs: {of_a[name]} in a, {of_b[name]} in b" for name in differing]
     if a.order.fingerprint == b.order.fingerprint:
         notes.append("both are the same checkpoint, file by file")
     if a.order.limit is not None and a.order.limit == b.order.limit:
         notes.append(f"of the first {a.order.limit:,} samples only")
     return notes
+
+
+def how_answered(cell: Cell) -> dict[str, Any]:
+    """What checkpoints must have in common to be compared on a task: setting or circumstance → its value."""
+    told = {name: getattr(cell.order, name) for name in ORDERED}
+    told |= {name: _used(name, cell) for name in USED}
+    told |= {"seed": cell.order.seed} if _draws(cell) else {}
+    return told | {name: cell.provenance.get(name) for name in CIRCUMSTANCES}
 
 
 def _used(name: str, cell: Cell) -> str:

@@ -212,15 +212,20 @@ def _load_messages(docs: Docs, task: str, split: str, doc_id: int, to_messages: 
 def _parts(content: str | Iterable[Mapping[str, Any]]) -> tuple[str | Image.Image, ...]:
     if isinstance(content, str):
         return (content,)
-    return tuple(part["text"] if part["type"] == "text" else _picture(part["url"], part["type"]) for part in content)
+    return tuple(part["text"] if part["type"] == "text" else as_picture(part["url"], part["type"]) for part in content)
 
 
 def _load_simple(docs: Docs, task: str, split: str, doc_id: int, to_visuals: Any, text: str) -> Question:
     visuals = to_visuals(docs[task][split][doc_id]) if to_visuals else None
-    return Question.about([_picture(visual) for visual in visuals or ()], text)
+    return Question.about([as_picture(visual) for visual in visuals or ()], text)
 
 
-def _picture(visual: object, kind: str = "image") -> Image.Image:
+def as_picture(visual: object, kind: str = "image") -> Image.Image:
+    """What a task shows, a picture or its file.
+
+    Raises:
+        UserError: It is no picture.
+    """
     if isinstance(visual, Image.Image):
         return visual
     if isinstance(visual, str) and kind == "image":

@@ -58,10 +58,21 @@ def merge_run(paths: RunPaths, imported: Path | None = None) -> list[Merged]:
         paths: The run.
         imported: A folder with files of the reference.
     """
+    merged = [merge_subject(paths.cells(step), imported) for step in _known_steps(paths, imported)]
+    return [each for each in merged if each is not None]
+
+
+def results_now(paths: RunPaths) -> dict[int, Merged]:
+    """Step → what is known of its checkpoint now; nothing is written."""
+    found = {step: merged_now(paths.cells(step)) for step in _known_steps(paths)}
+    return {step: merged for step, merged in found.items() if merged is not None}
+
+
+def _known_steps(paths: RunPaths, imported: Path | None = None) -> list[int]:
+    """The steps that have cells, or files of results."""
     folders = [folder for folder in (paths.evals, imported) if folder is not None]
     steps = {step for folder in folders for path in folder.glob("step_*.json") if (step := _step_of(path)) is not None}
-    merged = [merge_subject(paths.cells(step), imported) for step in sorted({*paths.evaluated_steps, *steps})]
-    return [each for each in merged if each is not None]
+    return sorted({*paths.evaluated_steps, *steps})
 
 
 def merge_subject(folder: Path, imported: Path | None = None) -> Merged | None:
@@ -79,12 +90,18 @@ def merge_subject(folder: Path, imported: Path | None = None) -> Merged | None:
     path = merged_path(folder)
     # Held while reading too, or an older view could overwrite a newer one.
     with held_lock(folder.with_name(f".{path.name}.lock"), wait=True):
-        nothing = Merged(path, _step_of(path))
-        merged = _merge(folder, read_merged(path) or nothing, imported)
-        if merged == nothing:
-            return None
-        merged.write()
+        merged = merged_now(folder, imported)
+        if merged is not None:
+            merged.write()
     return merged
+
+
+def merged_now(folder: Path, imported: Path | None = None) -> Merged | None:
+    """The same without writing: what the file beside a folder of cells would say now."""
+    path = merged_path(folder)
+    nothing = Merged(path, _step_of(path))
+    merged = _merge(folder, read_merged(path) or nothing, imported)
+    return None if merged == nothing else merged
 
 
 def counted_cells(folder: Path) -> dict[str, Cell]:

@@ -8,7 +8,8 @@ document belongs to) and ``cluster`` (documents that share it, a picture for ins
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,32 @@ def read_samples(folder: Path) -> dict[int, Line]:
             if "error" not in line or line["index"] not in found:  # an answer stays one, in whatever file it stands
                 found[line["index"]] = line
     return dict(sorted(found.items()))
+
+
+def scored_documents(folder: Path) -> dict[int, Line]:
+    """Document → its line with scores, in the order of the task; those that could not be answered have none."""
+    of_document: defaultdict[int, list[Line]] = defaultdict(list)
+    for line in read_samples(folder).values():
+        of_document[line["doc_id"]].append(line)
+    return {doc_id: _with_choice(lines) for doc_id, lines in of_document.items() if lines[0].get("scores")}
+
+
+def _with_choice(lines: Sequence[Line]) -> Line:
+    """The first line of a document, which has the scores; where choices were weighed, the likeliest is the answer."""
+    if "logprob" not in lines[0]:
+        return lines[0]
+    return lines[0] | {"answer": max(lines, key=lambda line: line["logprob"])["answer"]}
+
+
+def question_of(line: Line) -> Hashable:
+    """What was asked: the same for two lines if prompt and pictures are."""
+    return line.get("prompt"), tuple(line.get("pictures") or ())
+
+
+def cluster_of(line: Line) -> Hashable:
+    """Lines that have the same are not independent."""
+    cluster: Hashable = line.get("cluster", line["doc_id"])
+    return cluster
 
 
 class SampleFile:

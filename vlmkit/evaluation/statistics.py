@@ -1,4 +1,4 @@
-"""How sure a task's score is, and whether two checkpoints differ on it.
+"""How sure a score is, and whether two checkpoints, or two variants trained with several seeds, differ on it.
 
 One formula serves all tasks. A score is a sum of strata's means, each with a weight: Σ_s w_s · mean_s. A sample i of
 stratum s, which has n_s samples in G_s clusters, moves it by
@@ -15,6 +15,17 @@ This is the linearised, cluster-robust variance of Liang & Zeger (1986), with th
 each cluster lies in one stratum it is that of stratified sampling (Cochran 1977, ch. 5): Σ w_s² s_s²/n_s if each is
 one sample; without strata too, s/√n squared. What two checkpoints scored on the same samples differs by the same
 formula, on differences.
+
+What is trained again with another seed has another score. The mean over n seeds is as sure as Student's t says:
+s/√n, with n-1 degrees of freedom. Two variants, each trained with some seeds, that answered the same samples differ by
+the difference of their means over seeds. Its variance is
+
+    s_a²/n_a + s_b²/n_b + V
+
+s_a and s_b are the standard deviations over the seeds (other seeds could have been drawn: Welch 1947), V is the
+variance above of the differences between the samples' mean scores over seeds (other samples could have been asked). The
+degrees of freedom are Satterthwaite's (1946): (Σ V_i)² / Σ V_i²/f_i over the three, with n_a-1, n_b-1 and G-1. That a
+seed is good at some samples and another at others is in all three: the interval is a little too wide, not too narrow.
 """
 
 import math
@@ -30,6 +41,9 @@ from vlmkit.evaluation.cells import Aggregation
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 ROUNDING = 1e-9  # relative: sums that are nothing come out as less
+Scores = Sequence[float] | Floats
+Names = Sequence[Hashable] | Ints
+Variance = tuple[float, float]  # and its degrees of freedom
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +58,19 @@ class Difference:
     p: float | None  # two-sided, of no difference
 
 
-def aggregate(scores: Sequence[float], strata: Sequence[Hashable], aggregation: Aggregation) -> float:
+@dataclass(frozen=True, slots=True, eq=False)
+class Paired:
+    """What the runs of two variants scored on the same samples, which count with a weight in what is compared."""
+
+    a: Floats  # [runs, samples]
+    b: Floats
+    strata: Ints  # [samples]; see ``aggregate``
+    clusters: Ints  # [samples]; see ``standard_error``
+    aggregation: Aggregation
+    weight: float = 1.0
+
+
+def aggregate(scores: Scores, strata: Names, aggregation: Aggregation) -> float:
     """The score of a task.
 
     Args:
@@ -58,9 +84,7 @@ def aggregate(scores: Sequence[float], strata: Sequence[Hashable], aggregation: 
     return float(_weights(stratum, aggregation) @ _means(x, stratum))
 
 
-def standard_error(
-    scores: Sequence[float], strata: Sequence[Hashable], clusters: Sequence[Hashable], aggregation: Aggregation
-) -> float | None:
+def standard_error(scores: Scores, strata: Names, clusters: Names, aggregation: Aggregation) -> float | None:
     """Of what ``aggregate`` gives.
 
     Args:
@@ -104,16 +128,65 @@ def compare_scores(
         confidence: Of the interval, as in 0.95.
     """
     differences = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    value = aggregate(list(differences), strata, aggregation)
-    stderr = standard_error(list(differences), strata, clusters, aggregation)
+    value = aggregate(differences, strata, aggregation)
+    stderr = standard_error(differences, strata, clusters, aggregation)
     count = _count(_numbered(clusters))
     if stderr is None:
         return Difference(value, count, None, None, None, None)
     if stderr == 0:
         return _without_spread(value, differences, count)
-    half_width = float(stdtrit(count - 1, (1 + confidence) / 2)) * stderr
-    p = 2 * float(stdtr(count - 1, -abs(value) / stderr))
-    return Difference(value, count, stderr, value - half_width, value + half_width, p)
+    return _by_student(value, stderr, count - 1, count, confidence)
+
+
+def interval_over_seeds(values: Sequence[float], confidence: float) -> tuple[float, float] | None:
+    """Where the mean of all seeds there could be lies, by what some of them gave; None: one tells nothing of others."""
+    if len(values) < 2:
+        return None
+    mean, variance = float(np.mean(values)), float(np.var(values, ddof=1)) / len(values)
+    half_width = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * math.sqrt(variance)
+    return mean - half_width, mean + half_width
+
+
+def compare_over_seeds(a: Sequence[float], b: Sequence[float], confidence: float) -> Difference:
+    """The difference between the means of two variants, by their seeds alone: Welch's test.
+
+    Args:
+        a: What the one's runs have.
+        b: What the other's have.
+        confidence: Of the interval, as in 0.95.
+    """
+    value = float(np.mean(a) - np.mean(b))
+    if min(len(a), len(b)) < 2:
+        return Difference(value, 0, None, None, None, None)
+    return _by_satterthwaite(value, [*_variance_over_seeds(a), *_variance_over_seeds(b)], 0, confidence)
+
+
+def compare_variants(parts: Sequence[Paired], confidence: float) -> Difference:
+    """The difference between two variants on the samples that all their runs answered: the parts' weighted sum.
+
+    A side with one seed has no variance over seeds: it is left out, and the interval says nothing of other seeds.
+
+    Args:
+        parts: At least one; the runs are the same in all, in the same order.
+        confidence: Of the interval, as in 0.95.
+    """
+    seeds_a, seeds_b = (
+        np.sum([part.weight * _score_runs(getattr(part, side), part) for part in parts], axis=0) for side in "ab"
+    )
+    value = float(seeds_a.mean() - seeds_b.mean())
+    variances = [*_variance_over_seeds(seeds_a), *_variance_over_seeds(seeds_b)]
+    differences = [part.weight * (part.a.mean(axis=0) - part.b.mean(axis=0)) for part in parts]
+    total = 0
+    for part, difference in zip(parts, differences, strict=True):
+        count = _count(_numbered(part.clusters))
+        total += count
+        stderr = standard_error(difference, part.strata, part.clusters, part.aggregation)
+        if stderr is None:
+            return Difference(value, total, None, None, None, None)
+        variances.append((stderr**2, count - 1))
+    if not any(variance for variance, _ in variances):
+        return _without_spread(value, np.concatenate(differences), total)
+    return _by_satterthwaite(value, variances, total, confidence)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -130,6 +203,35 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
+def _score_runs(scores: Floats, part: Paired) -> Floats:
+    """The score of each run, of [runs, samples]."""
+    return np.array([aggregate(run, part.strata, part.aggregation) for run in scores])
+
+
+def _variance_over_seeds(scores: Scores) -> list[Variance]:
+    """Of their mean; none if there is one seed. What differs by rounding alone does not differ."""
+    if len(scores) < 2:
+        return []
+    spread = float(np.ptp(scores)) > ROUNDING * float(np.abs(scores).max())
+    return [(float(np.var(scores, ddof=1)) / len(scores) if spread else 0.0, len(scores) - 1)]
+
+
+def _by_satterthwaite(value: float, variances: Sequence[Variance], clusters: int, confidence: float) -> Difference:
+    """A difference whose variance is a sum of independent ones."""
+    total = sum(variance for variance, _ in variances)
+    if total == 0:
+        is_none = abs(value) <= ROUNDING
+        return Difference(value, clusters, 0.0, *((0.0, 0.0, 1.0) if is_none else (None, None, None)))
+    freedom = total**2 / sum(variance**2 / own for variance, own in variances)
+    return _by_student(value, math.sqrt(total), freedom, clusters, confidence)
+
+
+def _by_student(value: float, stderr: float, freedom: float, clusters: int, confidence: float) -> Difference:
+    half_width = float(stdtrit(freedom, (1 + confidence) / 2)) * stderr
+    p = 2 * float(stdtr(freedom, -abs(value) / stderr))
+    return Difference(value, clusters, stderr, value - half_width, value + half_width, p)
+
+
 def _without_spread(value: float, differences: Floats, clusters: int) -> Difference:
     """The standard error is 0: clusters differ by what their strata do, and by nothing else.
 
@@ -143,7 +245,7 @@ def _without_spread(value: float, differences: Floats, clusters: int) -> Differe
     return Difference(value, clusters, 0.0, None, None, 2.0 ** (1 - clusters) if are_alike else None)
 
 
-def _strata(strata: Sequence[Hashable], aggregation: Aggregation, count: int) -> Ints:
+def _strata(strata: Names, aggregation: Aggregation, count: int) -> Ints:
     has_parts = aggregation in (Aggregation.mean_of_strata, Aggregation.sum_of_strata)
     return _numbered(strata) if has_parts else np.zeros(count, np.intp)
 
@@ -170,7 +272,7 @@ def _clusters_in(stratum: Ints, cluster: Ints) -> Ints:
     return np.bincount(distinct[0])
 
 
-def _numbered(names: Sequence[Hashable]) -> Ints:
+def _numbered(names: Names) -> Ints:
     """A number for each name, from 0 on."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.intp)

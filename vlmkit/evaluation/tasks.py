@@ -23,6 +23,7 @@ from typing import Any
 import datasets
 import numpy as np
 from loguru import logger
+from PIL import Image
 
 from vlmkit.errors import ConfigError, UserError, one_line
 from vlmkit.evaluation.answering import Answered, Request
@@ -42,7 +43,7 @@ with warnings.catch_warnings():
     from lmms_eval.filters.transformation import StripThinkingFilter
     from lmms_eval.tasks import TaskManager
 
-    from vlmkit.evaluation.lmms_model import likelihood_for, request_of
+    from vlmkit.evaluation.lmms_model import as_picture, likelihood_for, request_of
 
 KINDS = {"generate_until": "chat", "loglikelihood": "simple", "multiple_choice": "simple"}  # output type → of task
 # lmms-eval's own: of the examples in a prompt, and of Python's and numpy's draws, as where GPQA shuffles its choices
@@ -105,6 +106,18 @@ class LmmsTask:
     def document_of(self, index: int) -> int:
         """The number of the document that a request is about."""
         return int(self._instances[index].doc_id)
+
+    def pictures(self, number: int) -> list[Image.Image]:
+        """Those of a document, of any mode.
+
+        Raises:
+            UserError: The task's code fails.
+        """
+        try:
+            with quiet():
+                return [as_picture(visual) for visual in self.task.doc_to_visual(self.task.eval_docs[number]) or ()]
+        except Exception as error:
+            raise UserError(f"lmms-eval cannot show document {number}: {_one_line(error)}") from error
 
     def score(self, answers: Mapping[int, Line], folder: Path) -> Result:
         """Score the requests that were made last.

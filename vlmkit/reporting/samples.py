@@ -1,7 +1,5 @@
 """A few samples as a person wants to see them: pictures, tiles, every token, what is learnt and what is dropped."""
 
-import base64
-import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +19,7 @@ from vlmkit.errors import BadSampleError
 from vlmkit.processing.chat import ChatEncoder
 from vlmkit.processing.images import TileGrid, cut_tiles, load_image
 from vlmkit.processing.tokenizer import ChatTokenizer
+from vlmkit.reporting.pictures import picture_uri
 from vlmkit.reporting.survey import Survey, SurveyedSource
 from vlmkit.types import IGNORED_LABEL, Encoded, Ratings, Sample
 
@@ -28,7 +27,6 @@ PICTURE_SIDE = 768  # pixels; the pictures of a sample share a square of this si
 MAX_PICTURES = 9  # of a sample
 MAX_TOKENS = 3000  # shown of a sample; a run of image tokens counts as one
 MAX_CHARACTERS = 1500  # of a text that is not tokenised
-WEBP_QUALITY = 82
 MAX_TOKENS_OF_A_CHARACTER = 4  # as it has at most so many bytes
 REPLACEMENT = "\ufffd"  # what bytes that are no whole character decode to
 
@@ -246,21 +244,13 @@ def _show_picture(picture: Image.Image, seen: Image.Image, side: int, encoder: C
     global_tile, tiles = encoder.layout.split(cut_tiles(seen, encoder.layout))
     places = [f"row {row}, column {col}" for row in range(1, grid.rows + 1) for col in range(1, grid.cols + 1)]
     return ShownPicture(
-        uri=_uri(picture, side),
+        uri=picture_uri(picture, side),
         width=picture.width,
         height=picture.height,
         grid=grid,
-        global_tile=None if global_tile is None else _uri(Image.fromarray(global_tile), tile_side),
+        global_tile=None if global_tile is None else picture_uri(Image.fromarray(global_tile), tile_side),
         tiles=tuple(
-            Tile(place, _uri(Image.fromarray(tile), tile_side)) for place, tile in zip(places, tiles, strict=True)
+            Tile(place, picture_uri(Image.fromarray(tile), tile_side))
+            for place, tile in zip(places, tiles, strict=True)
         ),
     )
-
-
-def _uri(picture: Image.Image, side: int) -> str:
-    """A picture of so many pixels a side at most, inside a data URI."""
-    small = picture.copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    encoded = io.BytesIO()
-    small.save(encoded, "WEBP", quality=WEBP_QUALITY)
-    return "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()

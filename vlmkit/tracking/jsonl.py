@@ -4,7 +4,6 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -85,7 +84,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 def read_results(path: Path) -> dict[int, dict[str, float | None]]:
     """Step → key → what the last line says of it, for all evaluation results; the file may be being written."""
     found: dict[int, dict[str, float | None]] = {}
-    for row in _rows_so_far(path):
+    for row in read_rows_so_far(path):
         if (step := row.pop(EVAL_STEP_KEY, None)) is not None:
             found.setdefault(step, {}).update(row)
     return found
@@ -109,12 +108,11 @@ def _last_step_after(file: BinaryIO, begin: int) -> int:
     return max((row.get(STEP_KEY, 0) for _, row in _whole_lines(file)), default=0)
 
 
-def _rows_so_far(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects up to a line that is not whole; none if there is no file."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file, suppress(ValueError):
-        yield from map(json.loads, file)
+def read_rows_so_far(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects up to a line that is none, or is not whole; the file may be being written, or not be there."""
+    if path.exists():
+        with path.open("rb") as file:
+            yield from (row for _, row in _whole_lines(file))
 
 
 def keep_lines_up_to(path: Path, step: float, step_key: str) -> None:

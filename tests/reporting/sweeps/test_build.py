@@ -1,0 +1,368 @@
+"""What a report says of made-up sweeps whose right answer is known, and of what is missing or damaged."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.cells_on_disk import done_cell
+from tests.reporting.sweeps.made_up_sweep import RELEVANCE, VISUAL, MadeUpSweep, run_name
+from vlmkit.config import ReportConfig
+from vlmkit.errors import ConfigError
+from vlmkit.evaluation.merge import merge_subject
+from vlmkit.paths import RunPaths
+from vlmkit.reporting.sweeps.build import build_report
+from vlmkit.reporting.sweeps.content import Report
+
+SCORE = "easyvqa_exact_match"
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three thresholds with three seeds; tests do not change it."""
+    return MadeUpSweep(steps=(10, 20), with_pictures=False).write(tmp_path_factory.mktemp("sweeps") / "relevance")
+
+
+@pytest.fixture(scope="module")
+def report(sweep: Path) -> Report:
+    return build_report(ReportConfig(sweep=str(sweep)), "python -m vlmkit.report")
+
+
+def report_of(made_up: MadeUpSweep, folder: Path, **asked: object) -> Report:
+    return build_report(ReportConfig(sweep=str(made_up.write(folder)), **asked))
+
+
+def small(**changes: object) -> MadeUpSweep:
+    return MadeUpSweep(**{"steps": (10,), "questions": 30, "with_pictures": False} | changes)
+
+
+def change_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+# ---- the answer ----------------------------------------------------------------------------------------
+
+
+def test_the_best_variant_is_found_and_told_apart_from_the_baseline(report: Report) -> None:
+    assert report.answer.best == 1
+    assert report.answer.headline.startswith("relevance_min_rating 3 is best by easyvqa exact_match: 0.")
+    assert "against the baseline" in report.answer.headline
+    assert any(point.startswith("better than the baseline: relevance_min_rating 3") for point in report.answer.points)
+    by_score = [each for each in report.comparisons if each.measure == SCORE]
+    assert [(each.variant, each.other, each.seeds, each.questions) for each in by_score] == [
+        (1, 0, (3, 3), 120),
+        (2, 0, (3, 3), 120),
+    ]
+    for each in by_score:
+        assert each.p is not None
+        assert each.p_corrected is not None
+        assert each.p <= each.p_corrected < 0.05
+        means = [report.variants[number].scores[SCORE].mean for number in (each.variant, each.other)]
+        assert each.value == pytest.approx(means[0] - means[1])
+
+
+def test_what_makes_no_difference_is_not_told_apart(tmp_path: Path) -> None:
+    found = report_of(small(axes={RELEVANCE: (1, 2)}, effects={}), tmp_path / "sweep")
+    assert found.answer.headline.startswith(("Nothing is told apart", "The baseline is best"))
+    assert any(point.startswith("cannot be told from the baseline: ") for point in found.answer.points)
+    assert any(point.startswith("may be as good as the best: ") for point in found.answer.points)
+
+
+def test_a_sweep_of_seeds_alone_is_one_variant(tmp_path: Path) -> None:
+    found = report_of(small(axes={}), tmp_path / "sweep")
+    assert [(variant.label, len(variant.runs)) for variant in found.variants] == [("all runs", 3)]
+    assert found.answer.headline.endswith("; there is no other variant to compare with.")
+    assert (found.comparisons, found.flips, found.thresholds, found.varied) == ((), (), (), ())
+
+
+def test_one_seed_is_compared_by_its_questions_and_the_reader_is_told(tmp_path: Path) -> None:
+    found = report_of(small(seeds=(0,), axes={RELEVANCE: (1, 3)}, questions=120), tmp_path / "sweep")
+    [by_score, by_loss] = found.comparisons
+    assert by_score.p is not None
+    assert by_score.note == "1 seed: another seed may differ"
+    assert (by_loss.measure, by_loss.p, by_loss.note) == ("val_loss", None, "1 seed: too little to tell")
+    assert found.variants[0].scores[SCORE].low is None
+    assert any(point.startswith("one seed only: baseline; relevance_min_rating 3") for point in found.answer.points)
+
+
+def test_without_evaluation_the_validation_loss_decides(tmp_path: Path) -> None:
+    made = small(axes={RELEVANCE: (1, 3)})
+    nobody = [run_name(settings, seed) for settings in made.variants for seed in made.seeds]
+    found = report_of(small(axes={RELEVANCE: (1, 3)}, unevaluated=nobody), tmp_path / "sweep")
+    assert [measure.key for measure in found.measures] == ["val_loss"]
+    assert found.answer.best == 1  # the lower loss
+    assert any(point.startswith("no run was evaluated on a task") for point in found.answer.points)
+    assert found.comparisons[0].p_corrected is not None
+
+
+# ---- what varied, which step ---------------------------------------------------------------------------
+
+
+def test_settings_steps_shares_and_curves_are_those_of_the_runs(report: Report) -> None:
+    assert [(one.key, one.label, one.values) for one in report.varied] == [
+        (RELEVANCE, "relevance_min_rating", (1, 3, 5))
+    ]
+    assert report.step == "each run's last step: step 20"
+    assert [variant.kept_turns for variant in report.variants] == [1.0, 0.75, 0.5]
+    assert [variant.kept_samples for variant in report.variants] == [1.0, 0.875, 0.75]
+    curves = {one.key: one for one in report.curves}
+    assert list(curves) == ["batch_loss", "val_loss", SCORE]
+    assert [line.steps for line in curves[SCORE].lines] == [(10, 20)] * 3
+    last = curves[SCORE].lines[1]
+    assert last.low[1] <= last.mean[1] <= last.high[1]
+    assert last.mean[1] == pytest.approx(report.variants[1].scores[SCORE].mean)
+    [thresholds, _] = report.thresholds
+    assert (thresholds.measure, thresholds.lines[0].variants) == (SCORE, (0, 1, 2))
+    assert dict(report.shared)["git"].startswith("0123456789")
+
+
+def test_another_step_can_be_asked_for(sweep: Path) -> None:
+    found = build_report(ReportConfig(sweep=str(sweep), step=10, samples=0))
+    assert found.step == "step 10, as asked for"
+    assert {run.step for variant in found.variants for run in variant.runs} == {10}
+    with pytest.raises(ConfigError, match="step=15: must be one that has results: 10, 20"):
+        build_report(ReportConfig(sweep=str(sweep), step=15))
+
+
+def test_if_no_run_was_evaluated_at_its_end_the_last_common_step_counts(tmp_path: Path) -> None:
+    sweep = small(axes={}, steps=(10, 20)).write(tmp_path / "sweep")
+    for run in sweep.glob("seed=*"):
+        shutil.rmtree(run / "evals" / "step_20")
+        (run / "evals" / "step_20.json").unlink()
+    found = build_report(ReportConfig(sweep=str(sweep)))
+    assert found.step.startswith("step 10: no run has results at its end")
+
+
+def test_the_baseline_is_chosen_by_its_settings(sweep: Path) -> None:
+    found = build_report(ReportConfig(sweep=str(sweep), baseline=["relevance_min_rating=5"], samples=0))
+    assert [variant.label for variant in found.variants] == [
+        "relevance_min_rating 1",
+        "relevance_min_rating 3",
+        "baseline",
+    ]
+    assert {each.other for each in found.comparisons} == {2}
+    for wanted, told in (
+        (f"{RELEVANCE}=2", "fits no variant; there are: relevance_min_rating 1; relevance_min_rating 3; "),
+        ("filter.formatting_min_rating=1", "does not differ between the runs; what does: filter.relevance_min_rating"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            build_report(ReportConfig(sweep=str(sweep), baseline=[wanted]))
+
+
+def test_two_axes_give_a_heat_map_and_a_line_for_each_value_of_the_other(tmp_path: Path) -> None:
+    found = report_of(small(axes={RELEVANCE: (1, 3), VISUAL: (1, 2)}, seeds=(0, 1)), tmp_path / "sweep")
+    assert [variant.label for variant in found.variants] == [
+        "baseline",
+        "visual_dependency_min_rating 2",
+        "relevance_min_rating 3",
+        "relevance_min_rating 3, visual_dependency_min_rating 2",
+    ]
+    [heat_map] = found.heat_maps
+    assert heat_map.variants == {(1, 1): 0, (1, 2): 1, (3, 1): 2, (3, 2): 3}
+    first = found.thresholds[0]
+    assert [(line.label, line.variants) for line in first.lines] == [
+        ("visual_dependency_min_rating 1", (0, 2)),
+        ("visual_dependency_min_rating 2", (1, 3)),
+    ]
+
+
+def test_keys_that_have_one_value_are_an_axis_together(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    for value in (1, 3, 4):
+        small(axes={RELEVANCE: (value,), VISUAL: (value,)}, seeds=(0,)).write(sweep)
+    small(axes={RELEVANCE: (3,), VISUAL: (1,)}, seeds=(0,)).write(sweep)
+    (sweep / "manifest.json").unlink()
+    found = build_report(ReportConfig(sweep=str(sweep), samples=0))
+    assert {variant.label for variant in found.variants} == {"baseline", "relevance_min_rating 3", "all ≥ 3", "all ≥ 4"}
+    together = next(one for one in found.thresholds if one.varied.label == "all together")
+    assert together.varied.values == (1, 3, 4)
+    [line] = together.lines
+    assert [found.variants[number].settings["filter.*"] for number in line.variants] == [1, 3, 4]
+    assert found.variants[line.variants[0]].is_baseline
+
+
+# ---- measures ------------------------------------------------------------------------------------------
+
+
+def test_the_average_is_over_tasks_that_all_runs_have(tmp_path: Path) -> None:
+    sweep = small(axes={RELEVANCE: (1, 3)}, seeds=(0, 1), tasks=("mmstar", "mme")).write(tmp_path / "sweep")
+    runs = sorted(sweep.glob("filter*"))
+    for run in runs[:3]:  # one has none: it is not averaged
+        paths = RunPaths(run)
+        done_cell(paths.cells(10), "textvqa_val", [1.0] * 5, step=10, fingerprint=fingerprint(paths))
+        merge_subject(paths.cells(10))
+    found = build_report(ReportConfig(sweep=str(sweep), samples=0))
+    assert [one.key for one in found.measures] == [
+        "average",
+        "mmstar_exact_match",
+        "mme_exact_match",
+        "textvqa_val_exact_match",
+        "val_loss",
+    ]
+    assert "mmstar, mme" in found.measures[0].note
+    run = found.variants[0].runs[0]
+    assert run.scores["average"] == pytest.approx(
+        (run.scores["mmstar_exact_match"] + run.scores["mme_exact_match"]) / 2
+    )
+    main = found.comparisons[0]
+    assert (main.measure, main.questions) == ("average", 60)
+    [hole] = [hole for hole in found.holes if hole.what == "textvqa_val at step 10"]
+    assert hole.run == "filter.relevance_min_rating=3 seed=1"
+    assert "steps=10 'tasks=[textvqa_val]'" in hole.way_out
+    estimates = {one.key: [each.name for each in one.estimates] for one in found.measures}
+    assert estimates["textvqa_val_exact_match"] == ["LLaVA-1.5", "nanoVLM's goal", "best known"]
+
+
+def test_limited_results_are_a_measure_of_their_own(tmp_path: Path) -> None:
+    sweep = small(axes={RELEVANCE: (1, 3)}, seeds=(0, 1), limit=12).write(tmp_path / "sweep")
+    one = RunPaths(sweep / run_name({RELEVANCE: 3}, 1))
+    done_cell(one.cells(10), "easyvqa", [1.0] * 30, step=10, fingerprint=fingerprint(one))
+    found = build_report(ReportConfig(sweep=str(sweep), samples=0))
+    assert [measure.key for measure in found.measures] == [f"{SCORE}.limit12", SCORE, "val_loss"]
+    assert found.measures[0].label == "easyvqa exact_match, first 12"
+    assert found.variants[1].scores[f"{SCORE}.limit12"].seeds == 1
+    [limited] = [hole for hole in found.holes if hole.what == "easyvqa, beyond its first 12 samples"]
+    assert limited.run.startswith("3 runs, such as ")
+    assert limited.way_out.endswith("eval_suite.limit=null")
+
+
+def test_mme_counts_by_its_largest_scores_and_is_summed_for_the_estimates(tmp_path: Path) -> None:
+    sweep = small(axes={}, seeds=(0, 1), tasks=("mmstar",)).write(tmp_path / "sweep")
+    for run in sweep.glob("seed=*"):
+        change_json(
+            run / "evals" / "step_10.json",
+            results={"mmstar_average": 0.5, "mme_mme_perception_score": 1000.0, "mme_mme_cognition_score": 200.0},
+            provenance={},
+        )
+        shutil.rmtree(run / "evals" / "step_10")
+    found = build_report(ReportConfig(sweep=str(sweep)))
+    scores = found.variants[0].runs[0].scores
+    assert scores["average"] == pytest.approx((0.5 + (1000 / 2000 + 200 / 800) / 2) / 2)
+    assert scores["mme_total"] == 1200
+    assert found.measure("mme_total").estimates[0].name == "InstructBLIP"
+
+
+def test_a_task_that_nobody_answered_is_refused(sweep: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tasks=mmstar: must be evaluated at .*: easyvqa"):
+        build_report(ReportConfig(sweep=str(sweep), tasks=["mmstar"]))
+
+
+# ---- holes ---------------------------------------------------------------------------------------------
+
+
+def test_runs_without_an_end_or_a_result_are_holes_with_a_way_out(tmp_path: Path) -> None:
+    names = [run_name({RELEVANCE: 3}, seed) for seed in range(4)]
+    made = small(
+        axes={RELEVANCE: (1, 3)},
+        seeds=range(4),
+        steps=(10, 20),
+        never_begun=names[:1],
+        stopped=names[1:2],
+        unevaluated=names[2:3],
+    )
+    sweep = made.write(tmp_path / "sweep")
+    (sweep / "log").write_text("== start\nOutOfMemoryError: no room\n")
+    found = build_report(ReportConfig(sweep=str(sweep), samples=0))
+    [variant] = [variant for variant in found.variants if not variant.is_baseline]
+    assert [run.seed for run in variant.runs] == [1, 2, 3]
+    assert [run.state for run in variant.runs] == ["stopped at step 10 of 20", "done", "done"]
+    assert variant.scores[SCORE].seeds == 1
+    holes = {hole.run.partition(" ")[2]: hole for hole in found.holes}
+    assert holes["seed=0"].why.startswith("never begun: job made-up:1 was ended")
+    assert holes["seed=1"].why.startswith("stopped at step 10 of 20: job made-up:1 was ended")
+    assert holes["seed=1"].why.endswith("its log ends with: OutOfMemoryError: no room")
+    assert holes["seed=1"].way_out == "python -m vlmkit.train -m filter.relevance_min_rating=3 seed=1"
+    assert (holes["seed=2"].what, holes["seed=2"].why) == (
+        "easyvqa at step 20",
+        "not planned: due: the run ended before",
+    )
+    assert holes["seed=2"].way_out.startswith("python -m vlmkit.eval run=")
+    assert any(point.startswith("without a result") for point in found.answer.points)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.yaml", "{"),
+        ("config.yaml", "seed: 0"),
+        ("config.yaml", "- a list"),
+        ("metrics.jsonl", "not json\n[1]\n"),
+        ("provenance.json", "[]"),
+        ("evals/step_10.json", "{"),
+        ("evals/step_10/easyvqa/cell.json", "{}"),
+        ("evals/step_10/easyvqa/samples.jsonl", '{"index": 0}\n'),
+    ],
+)
+def test_what_is_damaged_is_a_hole_and_never_the_end(tmp_path: Path, file: str, content: str) -> None:
+    sweep = small(axes={RELEVANCE: (1, 3)}, seeds=(0, 1)).write(tmp_path / "sweep")
+    damaged = sweep / run_name({RELEVANCE: 3}, 1) / file
+    damaged.write_text(content)
+    found = build_report(ReportConfig(sweep=str(sweep), samples=0))
+    assert found.answer.best is not None
+    whole = [run for variant in found.variants for run in variant.runs if SCORE in run.scores]
+    assert len(whole) >= 3
+    if file == "config.yaml":
+        assert [hole.run for hole in found.holes] == ["filter.relevance_min_rating=3 seed=1"]
+
+
+def test_a_sweep_of_which_no_run_has_begun_is_refused(tmp_path: Path) -> None:
+    names = [run_name({}, seed) for seed in range(3)]
+    sweep = small(axes={}, never_begun=names).write(tmp_path / "sweep")
+    with pytest.raises(ConfigError, match="no run has begun that can be read; seed=0: never begun: "):
+        build_report(ReportConfig(sweep=str(sweep)))
+
+
+def test_runs_can_be_named_and_the_same_run_twice_is_told(tmp_path: Path) -> None:
+    sweep = small(axes={}, seeds=(0, 1)).write(tmp_path / "sweep")
+    runs = [str(run) for run in sorted(sweep.glob("seed=*"))]
+    shutil.copytree(runs[1], tmp_path / "copy")
+    found = build_report(ReportConfig(runs=[*runs, str(tmp_path / "copy")], samples=0))
+    assert found.title == "3 runs"
+    assert [note.partition(":")[0] for note in found.notes] == [
+        "2 runs have the same settings and seed 1, and all count"
+    ]
+    with pytest.raises(ConfigError, match=r"runs=.*seed=0: must be named once"):
+        build_report(ReportConfig(runs=[runs[0], runs[0]]))
+
+
+# ---- questions that changed ----------------------------------------------------------------------------
+
+
+def test_flips_are_the_questions_whose_mean_score_changes_most(report: Report) -> None:
+    [flips] = report.flips
+    assert (flips.other, flips.measure, flips.questions, flips.note) == (1, SCORE, 120, "")
+    assert len(flips.gained) == 6
+    assert flips.num_gained > 6
+    gains = [flip.scores[1] - flip.scores[0] for flip in flips.gained]
+    assert gains == sorted(gains, reverse=True)
+    assert gains[0] == 1.0
+    first = flips.gained[0]
+    assert first.answers == (("maybe",) * 3, (first.target,) * 3)
+    assert first.prompt == f"Is shape {first.doc_id} blue?"
+
+
+@pytest.mark.slow
+def test_thumbnails_are_shown_if_they_are_what_was_asked_about(tmp_path: Path) -> None:
+    tasks = pytest.importorskip("vlmkit.evaluation.tasks")
+    from vlmkit.processing.images import digest_picture, to_rgb
+
+    sweep = small(axes={RELEVANCE: (1, 3)}, seeds=(0,), questions=9, with_pictures=True).write(tmp_path / "sweep")
+    loaded = tasks.load_task("easyvqa", None)
+    for path in sweep.glob("*/evals/step_10/easyvqa/samples.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines[:5]:  # the others are about pictures that easy-VQA does not have
+            line["pictures"] = [digest_picture(to_rgb(picture)) for picture in loaded.pictures(line["doc_id"])]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [flips] = build_report(ReportConfig(sweep=str(sweep), samples=9)).flips
+    shown: Sequence[bool] = [bool(flip.pictures) for flip in (*flips.gained, *flips.lost)]
+    assert shown == [flip.doc_id < 5 for flip in (*flips.gained, *flips.lost)]
+    assert all(uri.startswith("data:image/webp;base64,") for flip in flips.gained for uri in flip.pictures)
+    assert flips.note.endswith("questions have other pictures here")
+
+
+def fingerprint(paths: RunPaths) -> str:
+    """Of the checkpoint that the cells of a made-up run are of."""
+    cell = next(paths.cells(10).glob("*/cell.json"))
+    return str(json.loads(cell.read_text())["order"]["fingerprint"])

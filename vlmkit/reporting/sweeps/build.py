@@ -1,0 +1,178 @@
+"""From the folder of a sweep to all that its report says.
+
+runs.py         what lies on disk         →  scores.py       which numbers of which step
+variants.py     what differs, which runs are one variant
+comparisons.py  variants on the same questions, flips.py  the questions that changed
+curves.py, facts.py, holes.py             →  answer.py       in words
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from vlmkit.config import ReportConfig
+from vlmkit.evaluation.statistics import interval_over_seeds
+from vlmkit.redact import redact
+from vlmkit.reporting.sweeps.answer import Case, make_answer
+from vlmkit.reporting.sweeps.comparisons import Comparer, compare_with_baseline, compare_with_best, read_answers
+from vlmkit.reporting.sweeps.content import Flips, Report, Run, Spread, Variant
+from vlmkit.reporting.sweeps.curves import draw_curves
+from vlmkit.reporting.sweeps.facts import Facts, facts_of, split_shared
+from vlmkit.reporting.sweeps.flips import find_flips
+from vlmkit.reporting.sweeps.holes import find_holes
+from vlmkit.reporting.sweeps.runs import KEPT_SAMPLES, KEPT_TURNS, ReadRun, Watch, describe_state, read_runs
+from vlmkit.reporting.sweeps.scores import Scored, choose_measures, choose_steps
+from vlmkit.reporting.sweeps.variants import (
+    Group,
+    find_baseline,
+    find_heat_maps,
+    find_joint,
+    find_thresholds,
+    find_varied,
+    group_runs,
+    label_groups,
+    with_joint,
+)
+
+
+def build_report(config: ReportConfig, command: str = "", watch: Watch = iter) -> Report:
+    """Read the runs and work out all that is to be said of them.
+
+    Args:
+        config: Which runs, and what is asked of them.
+        command: What the report is made with, to be shown.
+        watch: Gets the list of runs and gives it on as they are read, to show how far this is.
+
+    Raises:
+        ConfigError: There is nothing to report on, or a key names what is not there.
+    """
+    found = read_runs(config, watch)
+    varied = find_varied(found.runs)
+    groups = group_runs(found.runs, varied)
+    baseline = find_baseline(groups, varied, config.baseline)
+    joint = find_joint(varied, groups)
+    steps = choose_steps(found.runs, config.step)
+    measures = choose_measures(found.runs, steps, config.tasks)
+    answers = read_answers(steps, measures)
+    comparer = Comparer(groups, steps, answers, config.confidence)
+    shared, facts = split_shared([facts_of(run) for run in found.runs])
+    facts_by_run = dict(zip(found.runs, facts, strict=True))
+    variants = tuple(
+        Variant(
+            number,
+            label,
+            with_joint(group.settings, joint),
+            runs=tuple(_run(run, steps.of[run], measures, facts_by_run[run]) for run in group.runs),
+            scores=_spreads(comparer, group, measures),
+            kept_turns=_kept(group, KEPT_TURNS),
+            kept_samples=_kept(group, KEPT_SAMPLES),
+            is_baseline=number == baseline,
+        )
+        for number, (group, label) in enumerate(zip(groups, label_groups(groups, varied, joint, baseline), strict=True))
+    )
+    main = measures[0] if measures else None
+    best = _best(variants, main)
+    comparisons = compare_with_baseline(comparer, baseline, measures) if measures else ()
+    against_best = () if main is None or best is None else compare_with_best(comparer, best, main)
+    holes = (*found.holes, *find_holes(found.runs, steps, measures))
+    shown = [one.measure for one in measures]
+    return Report(
+        title=found.title,
+        command=command,
+        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        step=steps.told,
+        confidence=config.confidence,
+        answer=make_answer(
+            Case(
+                main.measure if main else None,
+                variants,
+                best,
+                [each for each in comparisons if main and each.measure == main.measure.key],
+                against_best,
+                holes,
+                config.confidence,
+            )
+        ),
+        varied=varied,
+        seeds=tuple(sorted({run.seed for run in found.runs})),
+        measures=tuple(shown),
+        variants=variants,
+        curves=draw_curves(groups, measures),
+        thresholds=find_thresholds(variants, varied, joint, shown),
+        heat_maps=find_heat_maps(variants, varied, shown[0]) if shown else (),
+        comparisons=comparisons,
+        against_best=against_best,
+        flips=_flips(comparer, config, baseline, best, main, variants),
+        holes=holes,
+        notes=tuple(_notes(found.problem, groups, answers.notes)),
+        shared=shared,
+    )
+
+
+def _run(run: ReadRun, step: int | None, measures: Sequence[Scored], facts: Facts) -> Run:
+    scores = {} if step is None else {one.measure.key: one.of(run, step) for one in measures}
+    return Run(
+        run.name,
+        str(run.paths.root),
+        run.seed,
+        describe_state(run),
+        run.is_done,
+        step,
+        {key: score for key, score in scores.items() if score is not None},
+        tuple((name, redact(text)) for name, text in facts),
+    )
+
+
+def _spreads(comparer: Comparer, group: Group, measures: Sequence[Scored]) -> dict[str, Spread]:
+    found = {}
+    for one in measures:
+        scores = list(comparer.scores(group, one).values())
+        if scores:
+            ends = interval_over_seeds(scores, comparer.confidence) or (None, None)
+            found[one.measure.key] = Spread(float(np.mean(scores)), len(scores), *ends)
+    return found
+
+
+def _kept(group: Group, dropped: str) -> float | None:
+    """Mean over the runs that know it."""
+    shares = [share for run in group.runs if (share := run.rows.kept(dropped)) is not None]
+    return float(np.mean(shares)) if shares else None
+
+
+def _best(variants: Sequence[Variant], main: Scored | None) -> int | None:
+    """By the mean of the main measure; the first, if several have the same."""
+    if main is None:
+        return None
+    key, sign = main.measure.key, 1 if main.measure.higher_is_better else -1
+    having = [variant for variant in variants if key in variant.scores]
+    return max(having, key=lambda variant: sign * variant.scores[key].mean).number if having else None
+
+
+def _flips(
+    comparer: Comparer,
+    config: ReportConfig,
+    baseline: int,
+    best: int | None,
+    main: Scored | None,
+    variants: Sequence[Variant],
+) -> tuple[Flips, ...]:
+    """Between the baseline and the best; if it is the best itself, and the second."""
+    others = [variant for variant in variants if variant.number != baseline]
+    other = best if best != baseline else _best(others, main)
+    if main is None or other is None or other == baseline:
+        return ()
+    return tuple(find_flips(comparer, baseline, other, main, config.samples))
+
+
+def _notes(problem: str | None, groups: Sequence[Group], differing: Sequence[str]) -> Iterable[str]:
+    if problem is not None:
+        yield f"{problem}: runs are found as far as their own folders are"
+    for group in groups:
+        count = Counter(run.seed for run in group.runs)
+        for seed, runs in count.items():
+            if runs > 1:
+                names = ", ".join(run.name for run in group.runs if run.seed == seed)
+                yield f"{runs} runs have the same settings and seed {seed}, and all count: {names}"
+    yield from differing

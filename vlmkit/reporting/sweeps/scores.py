@@ -1,0 +1,222 @@
+"""Which numbers of which step are put side by side, and what each run has of them.
+
+A measure is a weighted sum of results: of one, a task's main metric, or of several, as the average of tasks is. A
+result of a task's first samples only never counts as one of all.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from vlmkit.config import require
+from vlmkit.errors import ConfigError
+from vlmkit.evaluation.cells import cell_name, read_cell
+from vlmkit.evaluation.merged import Merged
+from vlmkit.reporting.sweeps.content import Measure
+from vlmkit.reporting.sweeps.estimates import ESTIMATES, LARGEST, MME, MME_TOTAL
+from vlmkit.reporting.sweeps.runs import ReadRun
+
+VAL_LOSS = Measure("val_loss", "validation loss", higher_is_better=False, note="on held-out data, whatever the filter")
+AVERAGE = "average"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A number in a run's step_N.json."""
+
+    key: str  # TASK_METRIC
+    task: str
+    limit: int | None = None  # of the task's first samples only
+
+    @property
+    def name(self) -> str:
+        """Unique: that of its measure."""
+        return self.key if self.limit is None else f"{self.key}.limit{self.limit}"
+
+    @property
+    def metric(self) -> str:
+        """Its name within the task."""
+        return self.key.removeprefix(f"{self.task}_")
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A measure, and the results whose weighted sum it is."""
+
+    measure: Measure
+    parts: tuple[tuple[Result, float], ...] = ()  # with their weights; none: it is the validation loss
+
+    def of(self, run: ReadRun, step: int) -> float | None:
+        """What a run has of it at a step; None if a part is missing."""
+        if not self.parts:
+            return run.rows.val_losses.get(step)
+        found = results_of(run.results.get(step))
+        if any(part not in found for part, _ in self.parts):
+            return None
+        return sum(weight * found[part] for part, weight in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """At which step each run is looked at."""
+
+    of: Mapping[ReadRun, int | None]  # None: it has nothing there
+    told: str  # in words
+
+
+def results_of(merged: Merged | None) -> dict[Result, float]:
+    """The main results of a step: of each task one, of MME two."""
+    if merged is None:
+        return {}
+    found = {}
+    for task, source in merged.sources.items():
+        keys = [key for key in source.results if key in merged.results]
+        for key in _main(keys, merged.n):
+            found[Result(key, task, source.limit)] = merged.results[key]
+    for key in merged.imported:
+        task = _task_of(key)
+        if key in ESTIMATES or key in MME or task == key:
+            found[Result(key, task)] = merged.results[key]
+    return found
+
+
+def _main(keys: Sequence[str], n: Mapping[str, int]) -> list[str]:
+    """The key of the most samples, the first of these; MME's two."""
+    if halves := [key for key in MME if key in keys]:
+        return halves
+    known = [key for key in keys if key in ESTIMATES]
+    return known[:1] or sorted(keys, key=lambda key: -n.get(key, 0))[:1]
+
+
+def _task_of(key: str) -> str:
+    """Of a result that another program wrote; of a task that is not known here the whole key."""
+    if key in MME:
+        return "mme"
+    metrics = ("average", "mmmu_acc", "ocrbench_accuracy", "exact_match", "anls", "relaxed_overall")
+    return next((key.removesuffix(f"_{metric}") for metric in metrics if key.endswith(f"_{metric}")), key)
+
+
+# ---- steps ---------------------------------------------------------------------------------------------
+
+
+def choose_steps(runs: Sequence[ReadRun], step: int | None) -> Steps:
+    """The step of each run: the one that was asked for, else its last one, else one that all with results share.
+
+    Raises:
+        ConfigError: No run has a result at the step that was asked for.
+    """
+    steps_of = _evaluated if any(map(_evaluated, runs)) else _validated
+    if step is not None:
+        known = sorted({each for run in runs for each in steps_of(run)})
+        require(step in known, "step", step, f"one that has results: {', '.join(map(str, known)) or 'there are none'}")
+        return _steps(runs, lambda run: step, f"step {step:,}, as asked for")
+    if any(run.last_step in steps_of(run) for run in runs):
+        ends = sorted({run.last_step for run in runs})
+        told = f"step {ends[0]:,}" if len(ends) == 1 else f"step {ends[0]:,} to {ends[-1]:,}"
+        return _steps(runs, lambda run: run.last_step, f"each run's last step: {told}")
+    having = [set(steps_of(run)) for run in runs if steps_of(run)]
+    shared = max(set.intersection(*having), default=None) if having else None
+    if shared is None:
+        return Steps(dict.fromkeys(runs), "no step that runs have in common")
+    told = f"step {shared:,}: no run has results at its end, this is the last step that all with results share"
+    return _steps(runs, lambda run: shared, told)
+
+
+def _steps(runs: Sequence[ReadRun], wanted: Callable[[ReadRun], int], told: str) -> Steps:
+    """A run that was not evaluated there may have a validation loss."""
+    has_one = {run: wanted(run) in {*_evaluated(run), *_validated(run)} for run in runs}
+    return Steps({run: wanted(run) if has_one[run] else None for run in runs}, told)
+
+
+def _evaluated(run: ReadRun) -> list[int]:
+    return [step for step, merged in run.results.items() if merged.results]
+
+
+def _validated(run: ReadRun) -> list[int]:
+    return list(run.rows.val_losses)
+
+
+# ---- measures ------------------------------------------------------------------------------------------
+
+
+def choose_measures(runs: Sequence[ReadRun], steps: Steps, tasks: Sequence[str] | None) -> list[Scored]:
+    """All that is put side by side, the main one first: the average of tasks, else the task that most runs have.
+
+    Args:
+        runs: All.
+        steps: Where each is looked at.
+        tasks: None: all that were evaluated.
+
+    Raises:
+        ConfigError: None of the runs was evaluated on one of ``tasks``.
+    """
+    of_run = [
+        [result for result in results_of(run.results.get(step)) if tasks is None or result.task in tasks]
+        for run, step in steps.of.items()
+        if step is not None
+    ]
+    count = Counter(result for results in of_run for result in results)
+    unknown = sorted(set(tasks or ()) - {result.task for result in count})
+    if unknown:
+        known = sorted({result.task for run in runs for at in run.results.values() for result in results_of(at)})
+        rule = f"evaluated at {steps.told.partition(':')[0]}: {', '.join(known) or 'nothing was'}"
+        raise ConfigError(f"tasks={','.join(unknown)}: must be {rule}")
+    order = _task_order(runs)
+    results = sorted(count, key=lambda each: (-count[each], each.limit is not None, order.get(each.task, len(order))))
+    own = [Scored(_measure(result, _is_higher_better(result, steps)), ((result, 1.0),)) for result in results]
+    scored = [run for run in of_run if run]
+    common = [result for result in results if result.limit is None and all(result in run for run in scored)]
+    last = [Scored(VAL_LOSS)] if any(run.rows.val_losses for run in runs) else []
+    return [*_average(common), *own, *_mme_total(results), *last]
+
+
+def _is_higher_better(result: Result, steps: Steps) -> bool:
+    """As the first cell says that gave one."""
+    folders = (run.paths.cells(step) / cell_name(result.task, result.limit) for run, step in steps.of.items() if step)
+    cells = (cell for folder in folders if (cell := read_cell(folder)) and result.metric in cell.metrics)
+    return next((cell.metrics[result.metric].higher_is_better for cell in cells), True)
+
+
+def _measure(result: Result, higher_is_better: bool = True) -> Measure:
+    first = "" if result.limit is None else f", first {result.limit:,}"
+    metric = "" if result.key == result.task else f" {result.metric.removeprefix(f'{result.task}_')}"
+    return Measure(
+        result.name,
+        f"{result.task}{metric.removesuffix('_score')}{first}",
+        result.task,
+        result.limit,
+        higher_is_better,
+        digits=1 if result.key in LARGEST else 4,
+        estimates=() if result.limit is not None else ESTIMATES.get(result.key, ()),
+        note="" if result.limit is None else f"of the task's first {result.limit:,} samples only",
+    )
+
+
+def _average(common: Sequence[Result]) -> list[Scored]:
+    """Over tasks that all runs with results have, each counted the same, none limited; nothing for one task."""
+    of_task = Counter(result.task for result in common)
+    if len(of_task) < 2:
+        return []
+    parts = tuple((result, 1 / len(of_task) / of_task[result.task] / LARGEST.get(result.key, 1.0)) for result in common)
+    tasks = ", ".join(of_task)
+    scaled = "; MME's scores are divided by 2,000 and 800" if "mme" in of_task else ""
+    note = f"mean of the main metrics of {tasks}, which all runs with results have{scaled}"
+    return [Scored(Measure(AVERAGE, f"average of {len(of_task)} tasks", note=note), parts)]
+
+
+def _mme_total(results: Sequence[Result]) -> list[Scored]:
+    """MME as estimates have it: both halves together."""
+    found = []
+    for limit in dict.fromkeys(result.limit for result in results if result.key in MME):
+        halves = [Result(key, "mme", limit) for key in MME]
+        if all(half in results for half in halves):
+            whole = _measure(Result(MME_TOTAL, "mme", limit))
+            measure = replace(whole, digits=1, note="perception and cognition, 2,800 at most")
+            found.append(Scored(measure, tuple((half, 1.0) for half in halves)))
+    return found
+
+
+def _task_order(runs: Sequence[ReadRun]) -> dict[str, int]:
+    """As the suite of the first run that has one names them."""
+    suites = (run.config.get("eval_suite", {}).get("tasks") or [] for run in runs)
+    return {task: number for number, task in enumerate(next(filter(None, suites), []))}
