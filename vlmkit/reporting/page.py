@@ -1,15 +1,14 @@
 """The figures and some samples as one HTML file that needs nothing else: no network, no script."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from vlmkit.config import InspectConfig
-from vlmkit.paths import whole_file
+from vlmkit.reporting.html import write_html
 from vlmkit.reporting.samples import ShownSample
 from vlmkit.reporting.statistics import RATINGS, AxisRatings, Distribution, Statistics
-from vlmkit.reporting.text import bin_name, count_of, share
+from vlmkit.reporting.text import bin_name
+from vlmkit.reporting.words import count_of, share
 
 Entries = list[tuple[str, int, str]]  # of a table of bars: label, count, and what kind of bar it is
 
@@ -23,14 +22,7 @@ def write_page(
     config: InspectConfig,
 ) -> None:
     """Write the page; all text that comes from data is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    functions: dict[str, Callable[..., object]] = {
         "number": "{:,}".format,
         "share": share,
         "words": lambda name: name.replace("_", " "),
@@ -38,13 +30,20 @@ def write_page(
         "pair_entries": _pair_entries,
         "rating_entries": _rating_entries,
         "most_turns": lambda axes: max(max(*axis.counts, axis.unrated) for axis in axes),
+        "count_of": count_of,
+        "bin_name": bin_name,
     }
-    environment.globals |= {"count_of": count_of, "bin_name": bin_name}
-    html = environment.get_template("inspect.html").render(
-        title=title, command=command, statistics=statistics, samples=samples, config=config, ratings=RATINGS
+    write_html(
+        path,
+        "inspect.html",
+        functions,
+        title=title,
+        command=command,
+        statistics=statistics,
+        samples=samples,
+        config=config,
+        ratings=RATINGS,
     )
-    with whole_file(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
 
 
 def _bin_entries(values: Distribution) -> Entries:

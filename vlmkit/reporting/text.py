@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from vlmkit.config import RATING_AXES, InspectConfig
 from vlmkit.reporting.statistics import RATINGS, AxisRatings, Distribution, PackFigures, Statistics
+from vlmkit.reporting.words import count_of, share
 
 LABEL = 14  # characters before each line's figures
 BAR = 40  # characters of the longest bar
@@ -21,21 +22,6 @@ def format_statistics(statistics: Statistics, config: InspectConfig) -> str:
         _packs(statistics.packs) if statistics.packs else [_line("packs", "none: no sample is left to train on")],
     ]
     return "\n\n".join("\n".join(lines) for lines in paragraphs)
-
-
-def share(value: float) -> str:
-    """A share in per cent; neither nothing nor all unless it is exactly that."""
-    percent = f"{value:.1%}"
-    if percent == "100.0%":
-        return "100%" if value == 1 else ">99.9%"
-    if percent == "0.0%":
-        return "0%" if value == 0 else "<0.1%"
-    return percent
-
-
-def count_of(number: int, noun: str) -> str:
-    """So many of something, in words: 1 turn, 2 turns."""
-    return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 
 def _line(label: str, text: str) -> str:
