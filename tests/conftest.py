@@ -111,7 +111,7 @@ def vlmkit(tmp_path: Path) -> Run:
             env=command_environment() | environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
 
     return run
