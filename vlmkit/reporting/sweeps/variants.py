@@ -128,7 +128,7 @@ def show_value(value: Value) -> str:
 def find_joint(varied: Sequence[Varied], groups: Sequence[Group]) -> tuple[Joint, ...]:
     """For each config group with several numeric keys that varied: all of them together, where they have one value.
 
-    There must be three such values at least, or it is no axis.
+    There must be two such values at least, or it is no axis.
     """
     found = []
     numeric = [one.key for one in varied if one.is_numeric]
@@ -136,7 +136,7 @@ def find_joint(varied: Sequence[Varied], groups: Sequence[Group]) -> tuple[Joint
         keys = tuple(key for key in numeric if key.rpartition(".")[0] == parent)
         of_groups = (_one_value(group.settings, keys) for group in groups)
         values = _ordered(value for value in of_groups if value is not None)
-        if len(keys) > 1 and len(values) > 2:
+        if len(keys) > 1 and len(values) > 1:
             found.append(Joint(Varied(f"{parent}.*", "all together", values), keys))
     return tuple(found)
 
