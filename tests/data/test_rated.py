@@ -151,7 +151,7 @@ def test_a_source_changes_with_what_is_rated_and_its_test_is_easyvqa_s() -> None
     assert certain.contents != noisy.contents
     assert certain.test == noisy.test == read_easyvqa_test()
     effect = describe_filter(noisy.rows or (), EVERYTHING)
-    assert effect.faulty == pytest.approx(dict(zip(RATING_AXES, (0.3, 0.3, 0.2, 0.3), strict=True)), abs=0.01)
+    assert effect.faulty == pytest.approx(dict(zip(RATING_AXES, (0.3, 0.5, 0.2, 0.3), strict=True)), abs=0.01)
 
 
 @pytest.mark.parametrize(
