@@ -107,7 +107,8 @@ def find_runs(config: ReportConfig) -> tuple[str, list[SweepEntry], str | None]:
         entries, problem = read_entries(sweep)
         return sweep.name, entries, problem
     folders = [find_run(name, "runs").root for name in config.runs or ()]
-    twice = [str(folder) for number, folder in enumerate(folders) if folder in folders[:number]]
+    places = [folder.resolve() for folder in folders]
+    twice = [str(folder) for number, folder in enumerate(folders) if places[number] in places[:number]]
     require(not twice, "runs", ",".join(twice), "named once")
     names = _short_names(folders)
     entries = [SweepEntry(names[folder], folder, read_job(JobPlace.of_folder(folder))) for folder in folders]
