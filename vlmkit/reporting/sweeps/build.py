@@ -70,7 +70,7 @@ def build_report(config: ReportConfig, command: str = "", watch: Watch = iter) -
             kept_samples=_kept(group, KEPT_SAMPLES),
             is_baseline=number == baseline,
         )
-        for number, (group, label) in enumerate(zip(groups, label_groups(groups, varied, joint, baseline), strict=True))
+        for number, (group, label) in enumerate(zip(groups, label_groups(groups, varied, baseline), strict=True))
     )
     main = measures[0] if measures else None
     best = _best(variants, main)
@@ -111,16 +111,16 @@ def build_report(config: ReportConfig, command: str = "", watch: Watch = iter) -
     )
 
 
-def _run(run: ReadRun, step: int | None, measures: Sequence[Scored], facts: Facts) -> Run:
-    scores = {} if step is None else {one.measure.key: one.of(run, step) for one in measures}
+def _run(run: ReadRun, step: int, measures: Sequence[Scored], facts: Facts) -> Run:
+    scores = {one.measure.key: score for one in measures if (score := one.of(run, step)) is not None}
     return Run(
         run.name,
         str(run.paths.root),
         run.seed,
         describe_state(run),
         run.is_done,
-        step,
-        {key: score for key, score in scores.items() if score is not None},
+        step if scores else None,
+        scores,
         tuple((name, redact(text)) for name, text in facts),
     )
 
