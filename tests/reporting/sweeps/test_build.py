@@ -88,6 +88,16 @@ def test_one_seed_is_compared_by_its_questions_and_the_reader_is_told(tmp_path: 
     assert any(point.startswith("one seed only: baseline; relevance_min_rating 3") for point in found.answer.points)
 
 
+def test_one_seed_against_several_is_taken_to_vary_as_they_do(tmp_path: Path) -> None:
+    alone = [run_name({RELEVANCE: 3}, seed) for seed in (1, 2)]
+    made = small(axes={RELEVANCE: (1, 3)}, questions=120, never_begun=alone)
+    found = report_of(made, tmp_path / "sweep", samples=0)
+    for comparison in found.comparisons:
+        assert (comparison.seeds, comparison.note) == ((1, 3), "1 seed on one side: taken to vary as the other's do")
+        assert comparison.p is not None
+    assert any(point.startswith("one seed only: relevance_min_rating 3") for point in found.answer.points)
+
+
 def test_without_evaluation_the_validation_loss_decides(tmp_path: Path) -> None:
     made = small(axes={RELEVANCE: (1, 3)})
     nobody = [run_name(settings, seed) for settings in made.variants for seed in made.seeds]

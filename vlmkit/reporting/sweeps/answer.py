@@ -52,7 +52,7 @@ def _headline(case: Case, main: Measure, best: int) -> str:
     found = next((each for each in case.comparisons if each.variant == best), None)
     if found is None:
         return f"The baseline is best by {main.label}: {score}; no other variant has a better mean."
-    told = _difference(found, main, case.confidence) + ("; another seed may differ" if min(found.seeds) == 1 else "")
+    told = _difference(found, main, case.confidence) + ("; another seed may differ" if max(found.seeds) == 1 else "")
     if case.is_told_apart(found):
         return f"{case.label(best)} is best by {main.label}: {score}, against the baseline {told}."
     if better := [each for each in case.comparisons if case.is_told_apart(each) and is_better(each, main)]:

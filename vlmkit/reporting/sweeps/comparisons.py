@@ -189,8 +189,10 @@ class Comparer:
     def _notes(
         self, difference: Difference, seeds: tuple[int, int], scored: Scored, paired: Sequence[Paired]
     ) -> Iterable[str]:
-        if min(seeds) == 1:
+        if max(seeds) == 1:
             yield "1 seed: another seed may differ" if paired else "1 seed: too little to tell"
+        elif min(seeds) == 1:
+            yield "1 seed on one side: taken to vary as the other's do"
         if scored.parts and len(paired) < len(scored.parts):
             yield "by the seeds alone: what was answered is not there, or was not the same"
         all_questions = sum(self._most_questions(part) for part, _ in scored.parts)
