@@ -342,7 +342,7 @@ def test_runs_without_an_end_or_a_result_are_holes_with_a_way_out(tmp_path: Path
         unevaluated=names[2:3],
     )
     sweep = made.write(tmp_path / "sweep")
-    (sweep / "log").write_text("== start\nOutOfMemoryError: no room\n")
+    (sweep / "log").write_text("== start\nOutOfMemoryError: no room at https://me:pass@host\n")
     found = build_report(ReportConfig(sweep=str(sweep), samples=0))
     [variant] = [variant for variant in found.variants if not variant.is_baseline]
     assert [run.seed for run in variant.runs] == [1, 2, 3]
@@ -351,7 +351,7 @@ def test_runs_without_an_end_or_a_result_are_holes_with_a_way_out(tmp_path: Path
     holes = {hole.run.partition(" ")[2]: hole for hole in found.holes}
     assert holes["seed=0"].why.startswith("never begun: job made-up:1 was ended")
     assert holes["seed=1"].why.startswith("stopped at step 10 of 20: job made-up:1 was ended")
-    assert holes["seed=1"].why.endswith("its log ends with: OutOfMemoryError: no room")
+    assert holes["seed=1"].why.endswith("its log ends with: OutOfMemoryError: no room at https://***@host")
     assert holes["seed=1"].way_out == "python -m vlmkit.train -m filter.relevance_min_rating=3 seed=1"
     assert (holes["seed=2"].what, holes["seed=2"].why) == (
         "easyvqa at step 20",

@@ -18,7 +18,6 @@ from vlmkit.evaluation.merged import Merged
 from vlmkit.jobs import JobPlace, JobState, read_job
 from vlmkit.logs import last_line
 from vlmkit.paths import RunPaths
-from vlmkit.redact import redact
 from vlmkit.reporting.sweeps.content import Hole, Value
 from vlmkit.run_directory import read_config, result_keys
 from vlmkit.sweep_directory import JobOfSweep, SweepEntry, find_run, find_sweep, read_entries, read_jobs
@@ -145,7 +144,7 @@ def read_run(job: JobOfSweep) -> ReadRun | Hole:
         return _read(job, paths)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = str(error) if isinstance(error, ConfigError) else one_line(error)
-        return Hole(job.entry.name, "all of it", f"cannot be read: {redact(why)}", "")
+        return Hole(job.entry.name, "all of it", f"cannot be read: {why}", "")
 
 
 def _read(job: JobOfSweep, paths: RunPaths) -> ReadRun:
