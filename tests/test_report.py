@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from tests.conftest import Run, composed
+from tests.conftest import Run, compose_as_hydra, composed
 from tests.reporting.sweeps.made_up_sweep import RELEVANCE, MadeUpSweep, run_name
 from vlmkit import entry
 from vlmkit.config import ReportConfig
@@ -43,6 +44,23 @@ def test_lists_of_settings_and_of_runs_need_no_quotes(sweep: Path, monkeypatch: 
     config = composed("report", *sys.argv[1:])
     assert (config.runs, config.baseline) == (runs, [f"{RELEVANCE}=3"])
     assert (config.tasks, config.out) == (["easyvqa"], "a,b")
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("[]", []),
+        ("null", None),
+        ("[a, b,]", ["a", "b"]),
+        ("a,b", ["a", "b"]),
+        ("['a,b']", ["a,b"]),
+        ("[~/a/]", ["~/a/"]),
+    ],
+)
+def test_a_list_is_read_as_it_is_written(written: str, read: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["report.py", f"runs={written}"])
+    entry.quote_lists("runs")
+    assert OmegaConf.select(compose_as_hydra("report", *sys.argv[1:]), "runs") == read
 
 
 @pytest.mark.parametrize(

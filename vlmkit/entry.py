@@ -122,7 +122,7 @@ def quote_lists(*names: str) -> None:
 
     def quoted(argument: str) -> str:
         name, _, value = argument.partition("=")
-        if name not in names or re.search("['\"]", value):
+        if name not in names or value in ("", "null") or re.search("['\"]", value):
             return argument
         items = _split_items(value.removeprefix("[").removesuffix("]"))
         return f"{name}=[{','.join(map(as_override, items))}]"
@@ -138,7 +138,7 @@ def _split_items(text: str) -> list[str]:
         length = next((length for length in lengths if Path(",".join(parts[:length])).expanduser().exists()), 1)
         items.append(",".join(parts[:length]).strip())
         parts = parts[length:]
-    return items
+    return [item for item in items if item]
 
 
 def _is_the_users(error: Exception) -> bool:

@@ -46,6 +46,7 @@ def report(config: ReportConfig, command: str, folder: Path, screen: Screen) -> 
     page = write_report(made, folder)
     screen.say("")
     screen.table(("variant", "runs", "kept", *(one.label for one in made.measures[:MOST_MEASURES])), table_rows(made))
+    screen.say(f"± as the {100 * made.confidence:g} % interval over seeds has it; {made.step}")
     screen.say(f"\n{made.answer.headline}")
     for point in made.answer.points:
         screen.say(f"- {point}")
@@ -54,10 +55,10 @@ def report(config: ReportConfig, command: str, folder: Path, screen: Screen) -> 
 
 def table_rows(made: "Report") -> Iterator[tuple[str, ...]]:
     """A line for each variant: the final table."""
-    from vlmkit.reporting.sweeps.answer import show_spread
+    from vlmkit.reporting.sweeps.wording import spread_text
 
     def score(variant: "Variant", key: str) -> str:
-        return show_spread(variant.scores[key], made.measure(key)) if key in variant.scores else "-"
+        return spread_text(variant.scores[key], made.measure(key)) if key in variant.scores else "-"
 
     for variant in made.variants:
         kept = "-" if variant.kept_turns is None else f"{variant.kept_turns:.1%}"

@@ -44,7 +44,7 @@ def find_run(name: str, key: str = "run") -> RunPaths:
     Raises:
         ConfigError: It is none.
     """
-    paths = RunPaths(Path(name).expanduser().absolute())
+    paths = RunPaths(_absolute(name))
     require(_is_of_a_job(paths.root), key, name, "a run directory, with a config.yaml")
     return paths
 
@@ -55,10 +55,15 @@ def find_sweep(name: str) -> Path:
     Raises:
         ConfigError: There is nothing of a sweep in it.
     """
-    sweep = Path(name).expanduser().absolute()
+    sweep = _absolute(name)
     is_one = (sweep / MANIFEST).exists() or (sweep.is_dir() and any(_folders(sweep, DEEPEST)))
     require(is_one, "sweep", name, f"the folder of a sweep, with a {MANIFEST} or with run directories")
     return sweep
+
+
+def _absolute(name: str) -> Path:
+    """Without ~ and .. in it, as a shell reads it: links stay as they are named."""
+    return Path(os.path.normpath(Path(name).expanduser().absolute()))
 
 
 def read_entries(sweep: Path) -> tuple[list[SweepEntry], str | None]:

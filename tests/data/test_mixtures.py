@@ -1,5 +1,6 @@
 """Mixtures from the command's words to the banner, and what a run is told of data that cannot be read."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,20 @@ def test_the_banner_tells_share_and_epochs_of_each_source_and_what_is_left_out(
     assert "left out: 3 no texts" in text
     assert f"1 file(s) skipped, the first is {folder}/shards/shard_2: cannot read the saved dataset" in text
     assert [error.name for error in data.bad] == ["files/3", "files/5", "files/8"]
+
+
+def test_where_no_index_can_be_kept_each_source_is_measured_once(
+    folder: Path, encoder: ChatEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLMKIT_CACHE", "/proc/nothing-can-be-made-here")
+    watched: list[list[int]] = []
+
+    def watch(starts: Iterable[int]) -> list[int]:
+        watched.append(list(starts))
+        return watched[-1]
+
+    build_training_data(mixture(folder), encoder, 0, 1, watch)
+    assert len(watched) == 2
 
 
 def test_the_banner_of_a_streamed_mixture_tells_the_shares_aimed_at(folder: Path, encoder: ChatEncoder) -> None:

@@ -131,9 +131,11 @@ def _planned(
     """Every row has a number: index, plan, and workers that are told numbers."""
     held_out = held_out_rows(sources, config.dataset.val_size)
     to_validate = _as_validated(sources)
-    indexes, val_indexes = (
-        [load_or_build_index(source, encoder, cache_dir(), watch) for source in each] for each in (sources, to_validate)
-    )
+    indexes = [load_or_build_index(source, encoder, cache_dir(), watch) for source in sources]
+    val_indexes = [
+        index if source.validation is None else load_or_build_index(source.validation, encoder, cache_dir(), watch)
+        for source, index in zip(sources, indexes, strict=True)
+    ]
     bad = [error for index in indexes for error in index.bad]
     _check_bad(bad, sum(map(len, held_out)), config)
 

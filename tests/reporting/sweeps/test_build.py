@@ -9,7 +9,7 @@ import pytest
 
 from tests.evaluation.cells_on_disk import done_cell
 from tests.reporting.sweeps.made_up_sweep import RELEVANCE, VISUAL, MadeUpSweep, run_name
-from vlmkit.config import ReportConfig
+from vlmkit.config import RATING_AXES, ReportConfig
 from vlmkit.errors import ConfigError
 from vlmkit.evaluation.merge import merge_subject
 from vlmkit.paths import RunPaths
@@ -17,6 +17,7 @@ from vlmkit.reporting.sweeps.build import build_report
 from vlmkit.reporting.sweeps.content import Report
 
 SCORE = "easyvqa_exact_match"
+MINIMA = [f"filter.{axis}_min_rating" for axis in RATING_AXES]
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,16 @@ def test_one_seed_is_compared_by_its_questions_and_the_reader_is_told(tmp_path: 
     assert any(point.startswith("one seed only: baseline; relevance_min_rating 3") for point in found.answer.points)
 
 
+def test_one_seed_against_several_is_taken_to_vary_as_they_do(tmp_path: Path) -> None:
+    alone = [run_name({RELEVANCE: 3}, seed) for seed in (1, 2)]
+    made = small(axes={RELEVANCE: (1, 3)}, questions=120, never_begun=alone)
+    found = report_of(made, tmp_path / "sweep", samples=0)
+    for comparison in found.comparisons:
+        assert (comparison.seeds, comparison.note) == ((1, 3), "1 seed on one side: taken to vary as the other's do")
+        assert comparison.p is not None
+    assert any(point.startswith("one seed only: relevance_min_rating 3") for point in found.answer.points)
+
+
 def test_without_evaluation_the_validation_loss_decides(tmp_path: Path) -> None:
     made = small(axes={RELEVANCE: (1, 3)})
     nobody = [run_name(settings, seed) for settings in made.variants for seed in made.seeds]
@@ -124,6 +135,20 @@ def test_another_step_can_be_asked_for(sweep: Path) -> None:
     assert {run.step for variant in found.variants for run in variant.runs} == {10}
     with pytest.raises(ConfigError, match="step=15: must be one that has results: 10, 20"):
         build_report(ReportConfig(sweep=str(sweep), step=15))
+
+
+def test_a_run_without_a_result_at_the_step_that_was_asked_for_is_a_hole_there(tmp_path: Path) -> None:
+    sweep = small(axes={}, steps=(10, 20)).write(tmp_path / "sweep")
+    run = sweep / "seed=1"
+    shutil.rmtree(run / "evals" / "step_10")
+    (run / "evals" / "step_10.json").unlink()
+    rows = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(rows[:9] + rows[10:]))  # nor was it validated there
+    found = build_report(ReportConfig(sweep=str(sweep), step=10, samples=0))
+    assert [one.step for one in found.variants[0].runs] == [10, None, 10]
+    [hole] = found.holes
+    assert (hole.run, hole.what) == ("seed=1", "easyvqa at step 10")
+    assert "steps=10" in hole.way_out
 
 
 def test_if_no_run_was_evaluated_at_its_end_the_last_common_step_counts(tmp_path: Path) -> None:
@@ -168,11 +193,15 @@ def test_two_axes_give_a_heat_map_and_a_line_for_each_value_of_the_other(tmp_pat
     ]
 
 
-def test_keys_that_have_one_value_are_an_axis_together(tmp_path: Path) -> None:
+def of_minima(*minima: int) -> MadeUpSweep:
+    """One run through a filter, with minima in the order of RATING_AXES."""
+    return small(axes=dict(zip(MINIMA, ((value,) for value in minima), strict=True)), seeds=(0,))
+
+
+def test_rating_minima_that_have_one_value_are_an_axis_together(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    for value in (1, 3, 4):
-        small(axes={RELEVANCE: (value,), VISUAL: (value,)}, seeds=(0,)).write(sweep)
-    small(axes={RELEVANCE: (3,), VISUAL: (1,)}, seeds=(0,)).write(sweep)
+    for minima in ((1, 1, 1, 1), (3, 3, 3, 3), (4, 4, 4, 4), (3, 1, 1, 1)):
+        of_minima(*minima).write(sweep)
     (sweep / "manifest.json").unlink()
     found = build_report(ReportConfig(sweep=str(sweep), samples=0))
     assert {variant.label for variant in found.variants} == {"baseline", "relevance_min_rating 3", "all ≥ 3", "all ≥ 4"}
@@ -181,6 +210,29 @@ def test_keys_that_have_one_value_are_an_axis_together(tmp_path: Path) -> None:
     [line] = together.lines
     assert [found.variants[number].settings["filter.*"] for number in line.variants] == [1, 3, 4]
     assert found.variants[line.variants[0]].is_baseline
+    assert found.heat_maps == ()
+
+
+def test_some_keys_that_happen_to_have_one_value_are_not_all(tmp_path: Path) -> None:
+    axes = {RELEVANCE: (1, 3), VISUAL: (1, 3), "optimizer.lr_vision": (1e-4,), "optimizer.lr_language": (1e-4,)}
+    found = report_of(small(axes=axes, seeds=(0,)), tmp_path / "sweep")
+    assert found.variants[3].label == "relevance_min_rating 3, visual_dependency_min_rating 3"
+    assert {one.varied.key for one in found.thresholds} == {RELEVANCE, VISUAL}
+    assert all(set(variant.settings) == {RELEVANCE, VISUAL} for variant in found.variants)
+
+
+def test_a_key_that_only_some_options_have_is_an_axis_for_these(tmp_path: Path) -> None:
+    sweep = small(axes={"packing.pool_size": (16, 64, None)}, seeds=(0,)).write(tmp_path / "sweep")
+    without = RunPaths(sweep / run_name({"packing.pool_size": None}, 0)).config
+    without.write_text(without.read_text().replace("  pool_size: null\n", "  buffer_packs: 8\n"))
+    found = build_report(ReportConfig(sweep=str(sweep), samples=0))
+    assert [(one.key, one.values) for one in found.varied] == [
+        ("packing.pool_size", (None, 16, 64)),
+        ("packing.buffer_packs", (None, 8)),
+    ]
+    assert found.variants[2].label == "pool_size null, buffer_packs 8"
+    assert {(one.varied.values, one.lines[0].variants) for one in found.thresholds} == {((16, 64), (0, 1))}
+    assert found.heat_maps == ()  # the two never change alone
 
 
 # ---- measures ------------------------------------------------------------------------------------------
@@ -244,6 +296,33 @@ def test_mme_counts_by_its_largest_scores_and_is_summed_for_the_estimates(tmp_pa
     assert found.measure("mme_total").estimates[0].name == "InstructBLIP"
 
 
+def test_imported_results_count_by_the_main_metric_of_each_task(tmp_path: Path) -> None:
+    sweep = small(axes={}, seeds=(0, 1), tasks=("mmstar",)).write(tmp_path / "sweep")
+    wholes = {
+        "mmstar_average": 0.5,
+        "infovqa_val_anls": 0.3,
+        "chartqa_relaxed_overall": 0.4,
+        "easyvqa_exact_match": 0.6,
+    }
+    parts = {"mmstar_coarse perception": 0.9, "chartqa_relaxed_human_split": 0.9, "easyvqa_f1": 0.9}
+    for run in sweep.glob("seed=*"):
+        change_json(run / "evals" / "step_10.json", results=wholes | parts, provenance={})
+        shutil.rmtree(run / "evals" / "step_10")
+    found = build_report(ReportConfig(sweep=str(sweep)))
+    assert {one.key for one in found.measures} == {"average", *wholes, "val_loss"}
+    assert found.variants[0].scores["average"].mean == pytest.approx(0.45)
+
+
+def test_a_task_of_which_less_is_better_is_in_no_average(tmp_path: Path) -> None:
+    sweep = small(axes={}, seeds=(0, 1), tasks=("mmstar", "mme", "perplexing")).write(tmp_path / "sweep")
+    for run in sweep.glob("seed=*"):
+        cell = run / "evals" / "step_10" / "perplexing" / "cell.json"
+        cell.write_text(cell.read_text().replace('"higher_is_better": true', '"higher_is_better": false'))
+    found = build_report(ReportConfig(sweep=str(sweep)))
+    assert found.measures[0].label == "average of 2 tasks"
+    assert not found.measure("perplexing_exact_match").higher_is_better
+
+
 def test_a_task_that_nobody_answered_is_refused(sweep: Path) -> None:
     with pytest.raises(ConfigError, match=r"tasks=mmstar: must be evaluated at .*: easyvqa"):
         build_report(ReportConfig(sweep=str(sweep), tasks=["mmstar"]))
@@ -263,7 +342,7 @@ def test_runs_without_an_end_or_a_result_are_holes_with_a_way_out(tmp_path: Path
         unevaluated=names[2:3],
     )
     sweep = made.write(tmp_path / "sweep")
-    (sweep / "log").write_text("== start\nOutOfMemoryError: no room\n")
+    (sweep / "log").write_text("== start\nOutOfMemoryError: no room at https://me:pass@host\n")
     found = build_report(ReportConfig(sweep=str(sweep), samples=0))
     [variant] = [variant for variant in found.variants if not variant.is_baseline]
     assert [run.seed for run in variant.runs] == [1, 2, 3]
@@ -272,7 +351,7 @@ def test_runs_without_an_end_or_a_result_are_holes_with_a_way_out(tmp_path: Path
     holes = {hole.run.partition(" ")[2]: hole for hole in found.holes}
     assert holes["seed=0"].why.startswith("never begun: job made-up:1 was ended")
     assert holes["seed=1"].why.startswith("stopped at step 10 of 20: job made-up:1 was ended")
-    assert holes["seed=1"].why.endswith("its log ends with: OutOfMemoryError: no room")
+    assert holes["seed=1"].why.endswith("its log ends with: OutOfMemoryError: no room at https://***@host")
     assert holes["seed=1"].way_out == "python -m vlmkit.train -m filter.relevance_min_rating=3 seed=1"
     assert (holes["seed=2"].what, holes["seed=2"].why) == (
         "easyvqa at step 20",
@@ -324,7 +403,20 @@ def test_runs_can_be_named_and_the_same_run_twice_is_told(tmp_path: Path) -> Non
         "2 runs have the same settings and seed 1, and all count"
     ]
     with pytest.raises(ConfigError, match=r"runs=.*seed=0: must be named once"):
-        build_report(ReportConfig(runs=[runs[0], runs[0]]))
+        build_report(ReportConfig(runs=[runs[0], f"{runs[0]}/"]))
+    (tmp_path / "link").symlink_to(runs[0])
+    with pytest.raises(ConfigError, match=r"runs=.*link: must be named once"):
+        build_report(ReportConfig(runs=[f"{runs[1]}/../seed=0", str(tmp_path / "link")]))
+
+
+def test_a_sweep_is_named_as_a_person_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(axes={}, seeds=(0,), unevaluated=["seed=0"]).write(tmp_path / "sweep")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "sweep" / "seed=0")
+    for name in ("~/sweep/", "..", "../../sweep"):
+        found = build_report(ReportConfig(sweep=name, samples=0))
+        assert found.title == "sweep"
+        assert found.variants[0].runs[0].folder == str(tmp_path / "sweep" / "seed=0")
 
 
 # ---- questions that changed ----------------------------------------------------------------------------
@@ -341,6 +433,16 @@ def test_flips_are_the_questions_whose_mean_score_changes_most(report: Report) -
     first = flips.gained[0]
     assert first.answers == (("maybe",) * 3, (first.target,) * 3)
     assert first.prompt == f"Is shape {first.doc_id} blue?"
+
+
+def test_a_question_that_one_run_was_asked_otherwise_is_no_flip(tmp_path: Path) -> None:
+    sweep = small(axes={RELEVANCE: (1, 3)}, seeds=(0, 1)).write(tmp_path / "sweep")
+    samples = sweep / run_name({RELEVANCE: 3}, 1) / "evals" / "step_10" / "easyvqa" / "samples.jsonl"
+    samples.write_text(samples.read_text().replace("Is shape 7 blue?", "Is shape 7 red?"))
+    found = build_report(ReportConfig(sweep=str(sweep), samples=30))
+    [flips] = found.flips
+    assert flips.questions == found.comparisons[0].questions == 29
+    assert 7 not in {flip.doc_id for flip in (*flips.gained, *flips.lost)}
 
 
 @pytest.mark.slow

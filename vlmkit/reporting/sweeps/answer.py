@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vlmkit.reporting.sweeps.content import Answer, Comparison, Hole, Measure, Spread, Variant
+from vlmkit.reporting.sweeps.content import Answer, Comparison, Hole, Measure, Variant
+from vlmkit.reporting.sweeps.wording import difference_text, is_better, is_told_apart, p_text, spread_text
 
 MOST_NAMED = 6  # variants, runs
 
@@ -26,14 +27,8 @@ class Case:
         return next(variant for variant in self.variants if variant.is_baseline)
 
     def is_told_apart(self, comparison: Comparison) -> bool:
-        """Whether chance alone would hardly give such a difference from the baseline."""
-        p = comparison.p if comparison.p_corrected is None else comparison.p_corrected
-        return p is not None and p < 1 - self.confidence
-
-    def gains(self, comparison: Comparison) -> bool:
-        """Whether the variant is the better one, told apart or not."""
-        assert self.main is not None
-        return (comparison.value > 0) == self.main.higher_is_better and comparison.value != 0
+        """Whether chance alone would hardly give such a difference."""
+        return is_told_apart(comparison, self.confidence)
 
     def label(self, number: int) -> str:
         """Of a variant."""
@@ -49,21 +44,21 @@ def make_answer(case: Case) -> Answer:
 
 
 def _headline(case: Case, main: Measure, best: int) -> str:
-    score = show_spread(case.variants[best].scores[main.key], main)
+    score = spread_text(case.variants[best].scores[main.key], main)
     if len(case.variants) == 1:
         return f"{main.label} is {score}; there is no other variant to compare with."
     if main.key not in case.baseline.scores:
         return f"{case.label(best)} has the best {main.label}, {score}; the baseline has no result to compare it with."
     found = next((each for each in case.comparisons if each.variant == best), None)
     if found is None:
-        return f"The baseline is best by {main.label}: {score}; nothing else that was tried is better."
-    if not case.is_told_apart(found):
-        told = show_difference(found, main, case.confidence)
-        return f"Nothing is told apart from the baseline as better by {main.label}: {case.label(best)} is best, {told}."
-    return (
-        f"{case.label(best)} is best by {main.label}: {score}, "
-        f"{show_difference(found, main, case.confidence)} against the baseline."
-    )
+        return f"The baseline is best by {main.label}: {score}; no other variant has a better mean."
+    told = _difference(found, main, case.confidence) + ("; another seed may differ" if max(found.seeds) == 1 else "")
+    if case.is_told_apart(found):
+        return f"{case.label(best)} is best by {main.label}: {score}, against the baseline {told}."
+    if better := [each for each in case.comparisons if case.is_told_apart(each) and is_better(each, main)]:
+        names = _named([case.label(each.variant) for each in better])
+        return f"Told apart from the baseline as better by {main.label}: {names}. {case.label(best)} is best, {told}."
+    return f"Nothing is told apart from the baseline as better by {main.label}: {case.label(best)} is best, {told}."
 
 
 def _points(case: Case, main: Measure, best: int) -> Iterator[str]:
@@ -78,28 +73,28 @@ def _points(case: Case, main: Measure, best: int) -> Iterator[str]:
         )
     if main.limit is not None:
         yield f"all scores are of the first {main.limit:,} samples of {main.task} only: not what the whole task gives"
-    if len(case.variants) > 2:
+    if (count := sum(main.key in variant.scores for variant in case.variants)) > 2:
         yield (
-            f"the best of {len(case.variants)} is chosen by the same numbers that say how good it is: its lead is "
+            f"the best of {count} is chosen by the same numbers that say how good it is: its lead is "
             "likelier too large than too small"
         )
     yield from _holes(case, main)
 
 
 def _against_best(case: Case, best: int) -> Iterator[str]:
-    alpha = 1 - case.confidence
-    as_good = [each.other for each in case.against_best if each.p is None or each.p >= alpha]
+    as_good = [each.other for each in case.against_best if not case.is_told_apart(each)]
     if as_good:
         yield f"may be as good as the best: {_named([case.label(number) for number in as_good])}"
     elif case.against_best:
-        yield f"{case.label(best)} is told apart from every other variant (each by itself, p below {alpha:.2g})"
+        alone = f"each by itself, p below {1 - case.confidence:.2g}"
+        yield f"{case.label(best)} is told apart from every other variant with a result ({alone})"
 
 
 def _against_baseline(case: Case, main: Measure) -> Iterator[str]:
     apart = [each for each in case.comparisons if case.is_told_apart(each)]
     for kind, found in (
-        ("better", [each for each in apart if case.gains(each)]),
-        ("worse", [each for each in apart if not case.gains(each)]),
+        ("better", [each for each in apart if is_better(each, main)]),
+        ("worse", [each for each in apart if not is_better(each, main)]),
     ):
         if found:
             yield f"{kind} than the baseline: {_named([_with_value(case, each, main) for each in found])}"
@@ -123,14 +118,15 @@ def _seeds(variant: Variant, main: Measure) -> int:
 
 
 def _with_value(case: Case, comparison: Comparison, main: Measure) -> str:
-    return f"{case.label(comparison.variant)} ({show_score(comparison.value, main, sign=True)})"
+    return f"{case.label(comparison.variant)} ({difference_text(comparison.value, main.digits)})"
 
 
 def _with_interval(case: Case, comparison: Comparison, main: Measure) -> str:
-    if comparison.low is None or comparison.high is None:
+    """The interval is of this one alone, p of all together: it may be above what the interval would have it."""
+    interval = _interval(comparison, main)
+    if interval is None:
         return _with_value(case, comparison, main)
-    low, high = (show_score(end, main, sign=True) for end in (comparison.low, comparison.high))
-    return f"{case.label(comparison.variant)} ({low} to {high})"
+    return f"{case.label(comparison.variant)} ({interval}, {_p(comparison)})"
 
 
 def _named(names: Sequence[str]) -> str:
@@ -138,35 +134,22 @@ def _named(names: Sequence[str]) -> str:
     return "; ".join(names[:MOST_NAMED]) + more
 
 
-# ---- numbers -------------------------------------------------------------------------------------------
-
-
-def show_score(value: float, measure: Measure, sign: bool = False) -> str:
-    """With the digits of its measure."""
-    return f"{value:{'+' if sign else ''}.{measure.digits}f}"
-
-
-def show_spread(spread: Spread, measure: Measure) -> str:
-    """Mean, half the width of the interval, seeds."""
-    mean, seeds = show_score(spread.mean, measure), "1 seed" if spread.seeds == 1 else f"{spread.seeds} seeds"
-    if spread.high is None:
-        return f"{mean} ({seeds})"
-    return f"{mean} ± {show_score(spread.high - spread.mean, measure)} ({seeds})"
-
-
-def show_difference(comparison: Comparison, measure: Measure, confidence: float) -> str:
+def _difference(comparison: Comparison, main: Measure, confidence: float) -> str:
     """The difference, its interval, p."""
-    told = show_score(comparison.value, measure, sign=True)
-    if comparison.low is None or comparison.high is None:
+    told, interval = difference_text(comparison.value, main.digits), _interval(comparison, main)
+    if interval is None:
         return f"{told} (too little is there to say how sure that is)"
-    low, high = (show_score(end, measure, sign=True) for end in (comparison.low, comparison.high))
-    return f"{told} ({100 * confidence:g} %: {low} to {high}; {show_p(comparison)})"
+    return f"{told} ({100 * confidence:g} %: {interval}; {_p(comparison)})"
 
 
-def show_p(comparison: Comparison) -> str:
-    """Corrected, if it is of several, and then it says so."""
-    p = comparison.p if comparison.p_corrected is None else comparison.p_corrected
-    if p is None:
-        return "p not known"
-    how = "" if comparison.p_corrected is None else " (Holm)"
-    return f"p < 0.0001{how}" if p < 0.0001 else f"p = {p:.4f}{how}"
+def _interval(comparison: Comparison, main: Measure) -> str | None:
+    if comparison.low is None or comparison.high is None:
+        return None
+    return " to ".join(difference_text(end, main.digits) for end in (comparison.low, comparison.high))
+
+
+def _p(comparison: Comparison) -> str:
+    """Corrected if it is one of several, and then it says so."""
+    how, p = (" (Holm)", comparison.p_corrected) if comparison.p_corrected is not None else ("", comparison.p)
+    text = p_text(p)
+    return f"p {text}{how}" if text.startswith("<") else f"p = {text}{how}"

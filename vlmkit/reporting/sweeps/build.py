@@ -9,6 +9,7 @@ curves.py, facts.py, holes.py             →  answer.py       in words
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from vlmkit.evaluation.statistics import interval_over_seeds
 from vlmkit.redact import redact
 from vlmkit.reporting.sweeps.answer import Case, make_answer
 from vlmkit.reporting.sweeps.comparisons import Comparer, compare_with_baseline, compare_with_best, read_answers
-from vlmkit.reporting.sweeps.content import Flips, Report, Run, Spread, Variant
+from vlmkit.reporting.sweeps.content import Flips, Hole, Report, Run, Spread, Variant
 from vlmkit.reporting.sweeps.curves import draw_curves
 from vlmkit.reporting.sweeps.facts import Facts, facts_of, split_shared
 from vlmkit.reporting.sweeps.flips import find_flips
@@ -70,13 +71,13 @@ def build_report(config: ReportConfig, command: str = "", watch: Watch = iter) -
             kept_samples=_kept(group, KEPT_SAMPLES),
             is_baseline=number == baseline,
         )
-        for number, (group, label) in enumerate(zip(groups, label_groups(groups, varied, joint, baseline), strict=True))
+        for number, (group, label) in enumerate(zip(groups, label_groups(groups, varied, baseline), strict=True))
     )
     main = measures[0] if measures else None
     best = _best(variants, main)
     comparisons = compare_with_baseline(comparer, baseline, measures) if measures else ()
     against_best = () if main is None or best is None else compare_with_best(comparer, best, main)
-    holes = (*found.holes, *find_holes(found.runs, steps, measures))
+    holes = tuple(map(_without_secrets, (*found.holes, *find_holes(found.runs, steps, measures))))
     shown = [one.measure for one in measures]
     return Report(
         title=found.title,
@@ -111,18 +112,23 @@ def build_report(config: ReportConfig, command: str = "", watch: Watch = iter) -
     )
 
 
-def _run(run: ReadRun, step: int | None, measures: Sequence[Scored], facts: Facts) -> Run:
-    scores = {} if step is None else {one.measure.key: one.of(run, step) for one in measures}
+def _run(run: ReadRun, step: int, measures: Sequence[Scored], facts: Facts) -> Run:
+    scores = {one.measure.key: score for one in measures if (score := one.of(run, step)) is not None}
     return Run(
         run.name,
         str(run.paths.root),
         run.seed,
         describe_state(run),
         run.is_done,
-        step,
-        {key: score for key, score in scores.items() if score is not None},
+        step if scores else None,
+        scores,
         tuple((name, redact(text)) for name, text in facts),
     )
+
+
+def _without_secrets(hole: Hole) -> Hole:
+    """A log or a command may hold some, and a page is passed on."""
+    return replace(hole, why=redact(hole.why), way_out=redact(hole.way_out))
 
 
 def _spreads(comparer: Comparer, group: Group, measures: Sequence[Scored]) -> dict[str, Spread]:

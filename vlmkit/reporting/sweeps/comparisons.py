@@ -97,7 +97,7 @@ def read_answers(steps: Steps, measures: Sequence[Scored]) -> Answers:
         wanted.setdefault((result.task, result.limit), []).append(result)
     for run, step in steps.of.items():
         for (task, limit), results in wanted.items():
-            cell = None if step is None else find_cell(run, step, task, limit)
+            cell = find_cell(run, step, task, limit)
             if cell is None:
                 continue
             try:
@@ -152,7 +152,7 @@ class Comparer:
 
     def scores(self, group: Group, scored: Scored) -> dict[ReadRun, float]:
         """Of the runs of a variant that have one."""
-        found = {run: scored.of(run, step) for run in group.runs if (step := self.steps.of[run]) is not None}
+        found = {run: scored.of(run, self.steps.of[run]) for run in group.runs}
         return {run: score for run, score in found.items() if score is not None}
 
     def compare(self, variant: int, other: int, scored: Scored) -> Comparison | None:
@@ -189,8 +189,10 @@ class Comparer:
     def _notes(
         self, difference: Difference, seeds: tuple[int, int], scored: Scored, paired: Sequence[Paired]
     ) -> Iterable[str]:
-        if min(seeds) == 1:
+        if max(seeds) == 1:
             yield "1 seed: another seed may differ" if paired else "1 seed: too little to tell"
+        elif min(seeds) == 1:
+            yield "1 seed on one side: taken to vary as the other's do"
         if scored.parts and len(paired) < len(scored.parts):
             yield "by the seeds alone: what was answered is not there, or was not the same"
         all_questions = sum(self._most_questions(part) for part, _ in scored.parts)

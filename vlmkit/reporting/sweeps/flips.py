@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlmkit.errors import UserError, one_line
-from vlmkit.evaluation.samples import Line, scored_documents
+from vlmkit.evaluation.samples import Line, question_of, scored_documents
 from vlmkit.reporting.pictures import picture_uri
 from vlmkit.reporting.sweeps.comparisons import Comparer, find_cell
 from vlmkit.reporting.sweeps.content import Flip, Flips
@@ -52,7 +52,7 @@ def _of_task(
     shown: int,
 ) -> Flips:
     lines = [[_lines(comparer, run, result) for run in side] for side in sides]
-    common = [doc_id for doc_id in lines[0][0] if all(doc_id in of_run for side in lines for of_run in side)]
+    common = _asked_all(lines[0] + lines[1])
     means = np.array(
         [[np.mean([of_run[doc]["scores"][result.metric] for of_run in side]) for doc in common] for side in lines]
     )
@@ -79,10 +79,19 @@ def _of_task(
     )
 
 
+def _asked_all(runs: Sequence[Mapping[int, Line]]) -> list[int]:
+    """Documents that all runs answered the same question about."""
+    first, *others = runs
+    return [
+        doc_id
+        for doc_id, line in first.items()
+        if all(doc_id in other and question_of(other[doc_id]) == question_of(line) for other in others)
+    ]
+
+
 def _lines(comparer: Comparer, run: ReadRun, result: Result) -> dict[int, Line]:
     """Document → its line, of those that the metric is about."""
-    step = comparer.steps.of[run]
-    cell = None if step is None else find_cell(run, step, result.task, result.limit)
+    cell = find_cell(run, comparer.steps.of[run], result.task, result.limit)
     lines = scored_documents(cell.folder) if cell else {}
     return {doc_id: line for doc_id, line in lines.items() if result.metric in line["scores"]}
 
@@ -115,8 +124,7 @@ def plain_text(value: Any) -> str:
 
 def _local_data(comparer: Comparer, run: ReadRun, result: Result) -> str | None:
     """Where the task's data lay, if not where lmms-eval gets them."""
-    step = comparer.steps.of[run]
-    cell = None if step is None else find_cell(run, step, result.task, result.limit)
+    cell = find_cell(run, comparer.steps.of[run], result.task, result.limit)
     return cell.order.local_data if cell else None
 
 

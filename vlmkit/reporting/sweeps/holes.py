@@ -24,9 +24,9 @@ def find_holes(runs: Sequence[ReadRun], steps: Steps, measures: Sequence[Scored]
         if hole := training_hole(run):
             yield hole
         step = steps.of[run]
-        at = run.last_step if step is None else step
-        if wanted and (step is not None or run.is_done):  # one that is not at its end has no results there
-            yield from _missing(run, at, wanted)
+        has_come_there = run.is_done or step in run.results or step in run.rows.losses
+        if wanted and has_come_there:
+            yield from _missing(run, step, wanted)
     yield from _per_task(runs, steps, _limited)
     yield from _per_task(runs, steps, _errors)
 
@@ -77,9 +77,9 @@ def _per_task(runs: Sequence[ReadRun], steps: Steps, look: Look) -> Iterator[Hol
     found: dict[tuple[str, str], list[tuple[ReadRun, int, str]]] = {}
     for run in runs:
         step = steps.of[run]
-        merged = None if step is None else run.results.get(step)
+        merged = run.results.get(step)
         for task, source in merged.sources.items() if merged else ():
-            if (said := look(task, source)) and step is not None:
+            if said := look(task, source):
                 found.setdefault(said, []).append((run, step, task))
     for (what, why), having in found.items():
         run, step, task = having[0]

@@ -18,7 +18,6 @@ from vlmkit.evaluation.merged import Merged
 from vlmkit.jobs import JobPlace, JobState, read_job
 from vlmkit.logs import last_line
 from vlmkit.paths import RunPaths
-from vlmkit.redact import redact
 from vlmkit.reporting.sweeps.content import Hole, Value
 from vlmkit.run_directory import read_config, result_keys
 from vlmkit.sweep_directory import JobOfSweep, SweepEntry, find_run, find_sweep, read_entries, read_jobs
@@ -107,7 +106,8 @@ def find_runs(config: ReportConfig) -> tuple[str, list[SweepEntry], str | None]:
         entries, problem = read_entries(sweep)
         return sweep.name, entries, problem
     folders = [find_run(name, "runs").root for name in config.runs or ()]
-    twice = [str(folder) for number, folder in enumerate(folders) if folder in folders[:number]]
+    places = [folder.resolve() for folder in folders]
+    twice = [str(folder) for number, folder in enumerate(folders) if places[number] in places[:number]]
     require(not twice, "runs", ",".join(twice), "named once")
     names = _short_names(folders)
     entries = [SweepEntry(names[folder], folder, read_job(JobPlace.of_folder(folder))) for folder in folders]
@@ -144,7 +144,7 @@ def read_run(job: JobOfSweep) -> ReadRun | Hole:
         return _read(job, paths)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = str(error) if isinstance(error, ConfigError) else one_line(error)
-        return Hole(job.entry.name, "all of it", f"cannot be read: {redact(why)}", "")
+        return Hole(job.entry.name, "all of it", f"cannot be read: {why}", "")
 
 
 def _read(job: JobOfSweep, paths: RunPaths) -> ReadRun:

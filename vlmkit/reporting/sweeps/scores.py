@@ -5,7 +5,7 @@ result of a task's first samples only never counts as one of all.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vlmkit.config import require
@@ -18,6 +18,7 @@ from vlmkit.reporting.sweeps.runs import ReadRun
 
 VAL_LOSS = Measure("val_loss", "validation loss", higher_is_better=False, note="on held-out data, whatever the filter")
 AVERAGE = "average"
+MAIN_METRICS = ("average", "mmmu_acc", "ocrbench_accuracy", "exact_match", "anls", "relaxed_overall")  # of lmms-eval
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Scored:
 class Steps:
     """At which step each run is looked at."""
 
-    of: Mapping[ReadRun, int | None]  # None: it has nothing there
+    of: Mapping[ReadRun, int]  # it may have nothing there
     told: str  # in words
 
 
@@ -73,10 +74,17 @@ def results_of(merged: Merged | None) -> dict[Result, float]:
         keys = [key for key in source.results if key in merged.results]
         for key in _main(keys, merged.n):
             found[Result(key, task, source.limit)] = merged.results[key]
-    for key in merged.imported:
-        task = _task_of(key)
-        if key in ESTIMATES or key in MME or task == key:
-            found[Result(key, task)] = merged.results[key]
+    return found | _imported(merged)
+
+
+def _imported(merged: Merged) -> dict[Result, float]:
+    """Results that another program wrote, of tasks without a cell. Parts of a score are none, if the whole is there."""
+    tasks = {key: _task_of(key) for key in merged.imported}
+    told = {*merged.sources, *filter(None, tasks.values())}
+    found = {}
+    for key, task in tasks.items():
+        if (task or key) not in merged.sources and (task or not any(key.startswith(f"{each}_") for each in told)):
+            found[Result(key, task or key)] = merged.results[key]
     return found
 
 
@@ -88,12 +96,11 @@ def _main(keys: Sequence[str], n: Mapping[str, int]) -> list[str]:
     return known[:1] or sorted(keys, key=lambda key: -n.get(key, 0))[:1]
 
 
-def _task_of(key: str) -> str:
-    """Of a result that another program wrote; of a task that is not known here the whole key."""
+def _task_of(key: str) -> str | None:
+    """Of a result that another program wrote; None: it is no main metric that is known here."""
     if key in MME:
         return "mme"
-    metrics = ("average", "mmmu_acc", "ocrbench_accuracy", "exact_match", "anls", "relaxed_overall")
-    return next((key.removesuffix(f"_{metric}") for metric in metrics if key.endswith(f"_{metric}")), key)
+    return next((key.removesuffix(f"_{metric}") for metric in MAIN_METRICS if key.endswith(f"_{metric}")), None)
 
 
 # ---- steps ---------------------------------------------------------------------------------------------
@@ -109,23 +116,19 @@ def choose_steps(runs: Sequence[ReadRun], step: int | None) -> Steps:
     if step is not None:
         known = sorted({each for run in runs for each in steps_of(run)})
         require(step in known, "step", step, f"one that has results: {', '.join(map(str, known)) or 'there are none'}")
-        return _steps(runs, lambda run: step, f"step {step:,}, as asked for")
-    if any(run.last_step in steps_of(run) for run in runs):
-        ends = sorted({run.last_step for run in runs})
+        return Steps(dict.fromkeys(runs, step), f"step {step:,}, as asked for")
+    ends_of = {run: run.last_step for run in runs}
+    if any(end in steps_of(run) for run, end in ends_of.items()):
+        ends = sorted(set(ends_of.values()))
         told = f"step {ends[0]:,}" if len(ends) == 1 else f"step {ends[0]:,} to {ends[-1]:,}"
-        return _steps(runs, lambda run: run.last_step, f"each run's last step: {told}")
+        return Steps(ends_of, f"each run's last step: {told}")
     having = [set(steps_of(run)) for run in runs if steps_of(run)]
     shared = max(set.intersection(*having), default=None) if having else None
     if shared is None:
-        return Steps(dict.fromkeys(runs), "no step that runs have in common")
+        why = "no run has results there, and those that have some share no other step"
+        return Steps(ends_of, f"each run's last step: {why}")
     told = f"step {shared:,}: no run has results at its end, this is the last step that all with results share"
-    return _steps(runs, lambda run: shared, told)
-
-
-def _steps(runs: Sequence[ReadRun], wanted: Callable[[ReadRun], int], told: str) -> Steps:
-    """A run that was not evaluated there may have a validation loss."""
-    has_one = {run: wanted(run) in {*_evaluated(run), *_validated(run)} for run in runs}
-    return Steps({run: wanted(run) if has_one[run] else None for run in runs}, told)
+    return Steps(dict.fromkeys(runs, shared), told)
 
 
 def _evaluated(run: ReadRun) -> list[int]:
@@ -153,7 +156,6 @@ def choose_measures(runs: Sequence[ReadRun], steps: Steps, tasks: Sequence[str] 
     of_run = [
         [result for result in results_of(run.results.get(step)) if tasks is None or result.task in tasks]
         for run, step in steps.of.items()
-        if step is not None
     ]
     count = Counter(result for results in of_run for result in results)
     unknown = sorted(set(tasks or ()) - {result.task for result in count})
@@ -163,16 +165,18 @@ def choose_measures(runs: Sequence[ReadRun], steps: Steps, tasks: Sequence[str] 
         raise ConfigError(f"tasks={','.join(unknown)}: must be {rule}")
     order = _task_order(runs)
     results = sorted(count, key=lambda each: (-count[each], each.limit is not None, order.get(each.task, len(order))))
-    own = [Scored(_measure(result, _is_higher_better(result, steps)), ((result, 1.0),)) for result in results]
+    higher = {result: _is_higher_better(result, steps) for result in results}
+    own = [Scored(_measure(result, higher[result]), ((result, 1.0),)) for result in results]
     scored = [run for run in of_run if run]
-    common = [result for result in results if result.limit is None and all(result in run for run in scored)]
+    whole = [result for result in results if result.limit is None and higher[result]]
+    common = [result for result in whole if all(result in run for run in scored)]
     last = [Scored(VAL_LOSS)] if any(run.rows.val_losses for run in runs) else []
     return [*_average(common), *own, *_mme_total(results), *last]
 
 
 def _is_higher_better(result: Result, steps: Steps) -> bool:
     """As the first cell says that gave one."""
-    folders = (run.paths.cells(step) / cell_name(result.task, result.limit) for run, step in steps.of.items() if step)
+    folders = (run.paths.cells(step) / cell_name(result.task, result.limit) for run, step in steps.of.items())
     cells = (cell for folder in folders if (cell := read_cell(folder)) and result.metric in cell.metrics)
     return next((cell.metrics[result.metric].higher_is_better for cell in cells), True)
 
@@ -193,7 +197,10 @@ def _measure(result: Result, higher_is_better: bool = True) -> Measure:
 
 
 def _average(common: Sequence[Result]) -> list[Scored]:
-    """Over tasks that all runs with results have, each counted the same, none limited; nothing for one task."""
+    """Over tasks that all runs with results have, each counted the same; nothing for one task.
+
+    None of them is limited, and of all of them more is better.
+    """
     of_task = Counter(result.task for result in common)
     if len(of_task) < 2:
         return []

@@ -1,6 +1,7 @@
 """What varied between the runs, and which runs differ in their seed alone: these are one variant."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -8,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from vlmkit.config import RATING_AXES
 from vlmkit.errors import ConfigError
 from vlmkit.reporting.sweeps.content import HeatMap, Measure, ThresholdLine, Thresholds, Value, Variant, Varied
 from vlmkit.reporting.sweeps.runs import ReadRun
@@ -15,6 +17,8 @@ from vlmkit.reporting.sweeps.runs import ReadRun
 MOST_IN_LABEL = 3  # settings
 MOST_MEASURES = 4  # that are drawn over thresholds
 AT_LEAST = "\N{GREATER-THAN OR EQUAL TO} "
+MINIMA = tuple(f"filter.{axis}_min_rating" for axis in RATING_AXES)
+ALL_MINIMA = "filter.*"  # no key of the config: the one value of all four, where they have one
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +27,6 @@ class Group:
 
     settings: Mapping[str, Value]  # of each varied key
     runs: tuple[ReadRun, ...]  # by seed
-
-
-@dataclass(frozen=True, slots=True)
-class Joint:
-    """An axis of several keys of one config group, which have the same value."""
-
-    varied: Varied  # its key is no key of the config
-    keys: tuple[str, ...]
 
 
 def find_varied(runs: Sequence[ReadRun]) -> tuple[Varied, ...]:
@@ -82,26 +78,23 @@ def find_baseline(groups: Sequence[Group], varied: Sequence[Varied], wanted: Seq
     return fitting[0]
 
 
-def label_groups(groups: Sequence[Group], varied: Sequence[Varied], joint: Sequence[Joint], baseline: int) -> list[str]:
+def label_groups(groups: Sequence[Group], varied: Sequence[Varied], baseline: int) -> list[str]:
     """A short name for each variant, all different: what differs from the baseline."""
     if len(groups) == 1:
         return ["all runs"]
     labels: list[str] = []
     for number, group in enumerate(groups):
-        label = "baseline" if number == baseline else _label(group, groups[baseline], varied, joint)
+        label = "baseline" if number == baseline else _label(group, groups[baseline], varied)
         labels.append(f"{label} ({number})" if label in labels else label)
     return labels
 
 
-def _label(group: Group, baseline: Group, varied: Sequence[Varied], joint: Sequence[Joint]) -> str:
+def _label(group: Group, baseline: Group, varied: Sequence[Varied]) -> str:
     own = [one for one in varied if _text(group.settings[one.key]) != _text(baseline.settings[one.key])]
     told = []
-    for axis in joint:
-        value, on_axis = _one_value(group.settings, axis.keys), [one for one in own if one.key in axis.keys]
-        if len(on_axis) > 1 and value is not None:
-            are_minima = all(key.endswith("_min_rating") for key in axis.keys)
-            told.append(f"all {AT_LEAST if are_minima else ''}{show_value(value)}")
-            own = [one for one in own if one not in on_axis]
+    if {*MINIMA} <= {one.key for one in own} and (value := _of_all_minima(group.settings)) is not None:
+        told = [f"all {AT_LEAST}{value}"]
+        own = [one for one in own if one.key not in MINIMA]
     told += [describe_settings(group.settings, [one]) for one in own]
     more = f" and {len(told) - MOST_IN_LABEL} more" if len(told) > MOST_IN_LABEL else ""
     return ", ".join(told[:MOST_IN_LABEL]) + more
@@ -125,50 +118,47 @@ def show_value(value: Value) -> str:
             return str(value)
 
 
-def find_joint(varied: Sequence[Varied], groups: Sequence[Group]) -> tuple[Joint, ...]:
-    """For each config group with several numeric keys that varied: all of them together, where they have one value.
-
-    There must be two such values at least, or it is no axis.
-    """
-    found = []
-    numeric = [one.key for one in varied if one.is_numeric]
-    for parent in dict.fromkeys(key.rpartition(".")[0] for key in numeric):
-        keys = tuple(key for key in numeric if key.rpartition(".")[0] == parent)
-        of_groups = (_one_value(group.settings, keys) for group in groups)
-        values = _ordered(value for value in of_groups if value is not None)
-        if len(keys) > 1 and len(values) > 1:
-            found.append(Joint(Varied(f"{parent}.*", "all together", values), keys))
-    return tuple(found)
+def find_joint(varied: Sequence[Varied], groups: Sequence[Group]) -> Varied | None:
+    """All rating minima together, as far as variants have one value for them; None: that is no axis."""
+    if not {*MINIMA} <= {one.key for one in varied}:
+        return None
+    of_groups = (_of_all_minima(group.settings) for group in groups)
+    values = _ordered(value for value in of_groups if value is not None)
+    return Varied(ALL_MINIMA, "all together", values) if len(values) > 1 else None
 
 
-def with_joint(settings: Mapping[str, Value], joint: Sequence[Joint]) -> dict[str, Value]:
-    """Settings, and the value on each joint axis: None if the variant is not on it."""
-    return dict(settings) | {axis.varied.key: _one_value(settings, axis.keys) for axis in joint}
+def with_joint(settings: Mapping[str, Value], joint: Varied | None) -> Mapping[str, Value]:
+    """Settings, and the value on the joint axis: None if the variant is not on it."""
+    return settings if joint is None else {**settings, joint.key: _of_all_minima(settings)}
 
 
-def _one_value(settings: Mapping[str, Value], keys: Sequence[str]) -> Value:
-    """That some keys have; None if they have several."""
-    return settings[keys[0]] if len({_text(settings[key]) for key in keys}) == 1 else None
+def _of_all_minima(settings: Mapping[str, Value]) -> Value:
+    """The value that they have; None if they have several."""
+    values = {settings[key] for key in MINIMA}
+    return values.pop() if len(values) == 1 else None
 
 
 def find_thresholds(
-    variants: Sequence[Variant], varied: Sequence[Varied], joint: Sequence[Joint], measures: Sequence[Measure]
+    variants: Sequence[Variant], varied: Sequence[Varied], joint: Varied | None, measures: Sequence[Measure]
 ) -> tuple[Thresholds, ...]:
-    """For each numeric key the variants that differ in it alone, and each of the first measures.
+    """For each key with numbers the variants that differ in it alone, and each of the first measures.
+
+    A variant without a number there, as another option of the group has no such key, has no place on the axis.
 
     Args:
-        variants: Their settings have values on joint axes, too.
+        variants: Their settings have values on the joint axis, too.
         varied: What differs between them.
-        joint: Axes of several keys, whose variants differ in all of these.
+        joint: The axis of all rating minima, whose variants differ in all of these.
         measures: The main one first.
     """
     found = []
-    axes = [(one, (one.key,)) for one in varied if one.is_numeric] + [(axis.varied, axis.keys) for axis in joint]
+    axes = [(one, {one.key}) for one in varied] + ([(joint, {*MINIMA})] if joint else [])
     for one, keys in axes:
+        own = [each for each in variants if each.settings[one.key] is not None]
+        axis = replace(one, values=_ordered(each.settings[one.key] for each in own))
         others = [other for other in varied if other.key not in keys]
-        lines = _lines([each for each in variants if each.settings[one.key] is not None], one, others)
-        if lines:
-            found += [Thresholds(one, measure.key, lines) for measure in measures[:MOST_MEASURES]]
+        if axis.is_numeric and (lines := _lines(own, axis, others)):
+            found += [Thresholds(axis, measure.key, lines) for measure in measures[:MOST_MEASURES]]
     return tuple(found)
 
 
@@ -193,19 +183,25 @@ def _lines(variants: Sequence[Variant], one: Varied, others: Sequence[Varied]) -
 
 
 def find_heat_maps(variants: Sequence[Variant], varied: Sequence[Varied], measure: Measure) -> tuple[HeatMap, ...]:
-    """For each two keys of which both were changed at once, all else being as in the baseline."""
+    """For each two keys that were changed both alone and at once, all else being as in the baseline."""
     baseline = next(variant for variant in variants if variant.is_baseline)
     found = []
     for rows, columns in combinations(varied, 2):
         others = [one for one in varied if one not in (rows, columns)]
         own = [v for v in variants if all(_same(v, baseline, other) for other in others)]
-        if any(not _same(v, baseline, rows) and not _same(v, baseline, columns) for v in own):
-            cells = {(v.settings[rows.key], v.settings[columns.key]): v.number for v in own}
+        cells = {(v.settings[rows.key], v.settings[columns.key]): v.number for v in own}
+        at_once = any(not _same(v, baseline, rows) and not _same(v, baseline, columns) for v in own)
+        if at_once and all(map(_has_line, zip(*cells, strict=True))):
             kept_rows, kept_columns = (
                 replace(one, values=_ordered(v.settings[one.key] for v in own)) for one in (rows, columns)
             )
             found.append(HeatMap(kept_rows, kept_columns, measure.key, cells))
     return tuple(found)
+
+
+def _has_line(values: Iterable[Value]) -> bool:
+    """Whether a value comes twice. Where none does, two keys only ever change together: no map of the two."""
+    return max(Counter(map(_text, values)).values()) > 1
 
 
 def _same(one: Variant, other: Variant, varied: Varied) -> bool:

@@ -23,6 +23,13 @@ def half_width(spread: Spread) -> float | None:
     return (spread.high - spread.low) / 2
 
 
+def spread_text(spread: Spread, measure: Measure) -> str:
+    """The mean, half the width of its interval, and of how many seeds."""
+    mean, seeds = value_text(spread.mean, measure.digits), "1 seed" if spread.seeds == 1 else f"{spread.seeds} seeds"
+    half = half_width(spread)
+    return f"{mean} ({seeds})" if half is None else f"{mean} ± {value_text(half, measure.digits)} ({seeds})"
+
+
 def p_text(p: float | None) -> str:
     """A p-value; below a ten-thousandth only that it is."""
     if p is None:
@@ -39,7 +46,7 @@ def one_line(text: str, characters: int) -> str:
 def is_told_apart(comparison: Comparison, confidence: float) -> bool:
     """Whether the two differ by more than chance explains; corrected for the number of comparisons where p is."""
     p = comparison.p if comparison.p_corrected is None else comparison.p_corrected
-    return p is not None and p <= 1 - confidence
+    return p is not None and p < 1 - confidence
 
 
 def is_better(comparison: Comparison, measure: Measure) -> bool:
