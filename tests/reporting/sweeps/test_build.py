@@ -165,7 +165,7 @@ def test_the_baseline_is_chosen_by_its_settings(sweep: Path) -> None:
     assert [variant.label for variant in found.variants] == [
         "relevance_min_rating 1",
         "relevance_min_rating 3",
-        "baseline",
+        "baseline (relevance_min_rating 5)",
     ]
     assert {each.other for each in found.comparisons} == {2}
     for wanted, told in (
@@ -204,7 +204,8 @@ def test_rating_minima_that_have_one_value_are_an_axis_together(tmp_path: Path) 
         of_minima(*minima).write(sweep)
     (sweep / "manifest.json").unlink()
     found = build_report(ReportConfig(sweep=str(sweep), samples=0))
-    assert {variant.label for variant in found.variants} == {"baseline", "relevance_min_rating 3", "all ≥ 3", "all ≥ 4"}
+    labels = {variant.label for variant in found.variants}
+    assert labels == {"baseline (all ≥ 1)", "relevance_min_rating 3", "all ≥ 3", "all ≥ 4"}
     together = next(one for one in found.thresholds if one.varied.label == "all together")
     assert together.varied.values == (1, 3, 4)
     [line] = together.lines

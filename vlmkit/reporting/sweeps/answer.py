@@ -51,14 +51,16 @@ def _headline(case: Case, main: Measure, best: int) -> str:
         return f"{case.label(best)} has the best {main.label}, {score}; the baseline has no result to compare it with."
     found = next((each for each in case.comparisons if each.variant == best), None)
     if found is None:
-        return f"The baseline is best by {main.label}: {score}; no other variant has a better mean."
+        return f"The {case.baseline.label} is best by {main.label}: {score}; no other variant has a better mean."
     told = _difference(found, main, case.confidence) + ("; another seed may differ" if max(found.seeds) == 1 else "")
     if case.is_told_apart(found):
-        return f"{case.label(best)} is best by {main.label}: {score}, against the baseline {told}."
+        return f"{case.label(best)} is best by {main.label}: {score}, against the {case.baseline.label} {told}."
     if better := [each for each in case.comparisons if case.is_told_apart(each) and is_better(each, main)]:
         names = _named([case.label(each.variant) for each in better])
-        return f"Told apart from the baseline as better by {main.label}: {names}. {case.label(best)} is best, {told}."
-    return f"Nothing is told apart from the baseline as better by {main.label}: {case.label(best)} is best, {told}."
+        verdict = f"Told apart from the {case.baseline.label} as better by {main.label}: {names}."
+        return f"{verdict} {case.label(best)} is best, {told}."
+    verdict = f"Nothing is told apart from the {case.baseline.label} as better by {main.label}"
+    return f"{verdict}: {case.label(best)} is best, {told}."
 
 
 def _points(case: Case, main: Measure, best: int) -> Iterator[str]:

@@ -84,18 +84,31 @@ def label_groups(groups: Sequence[Group], varied: Sequence[Varied], baseline: in
         return ["all runs"]
     labels: list[str] = []
     for number, group in enumerate(groups):
-        label = "baseline" if number == baseline else _label(group, groups[baseline], varied)
+        own = _differing(group, groups[baseline], varied)
+        label = _baseline_label(group, varied) if number == baseline else _shortened(_told(group.settings, own))
         labels.append(f"{label} ({number})" if label in labels else label)
     return labels
 
 
-def _label(group: Group, baseline: Group, varied: Sequence[Varied]) -> str:
-    own = [one for one in varied if _text(group.settings[one.key]) != _text(baseline.settings[one.key])]
-    told = []
-    if {*MINIMA} <= {one.key for one in own} and (value := _of_all_minima(group.settings)) is not None:
-        told = [f"all {AT_LEAST}{value}"]
-        own = [one for one in own if one.key not in MINIMA]
-    told += [describe_settings(group.settings, [one]) for one in own]
+def _differing(group: Group, other: Group, varied: Sequence[Varied]) -> list[Varied]:
+    return [one for one in varied if _text(group.settings[one.key]) != _text(other.settings[one.key])]
+
+
+def _baseline_label(group: Group, varied: Sequence[Varied]) -> str:
+    """As in "baseline (all ≥ 3)", where its settings are so short to say."""
+    told = _told(group.settings, varied)
+    return f"baseline ({told[0]})" if len(told) == 1 else "baseline"
+
+
+def _told(settings: Mapping[str, Value], varied: Sequence[Varied]) -> list[str]:
+    """Settings in words: the four minima as one if they are the same."""
+    value = _of_all_minima(settings) if {*MINIMA} <= {one.key for one in varied} else None
+    others = [one for one in varied if value is None or one.key not in MINIMA]
+    together = [] if value is None else [f"all {AT_LEAST}{value}"]
+    return together + [describe_settings(settings, [one]) for one in others]
+
+
+def _shortened(told: Sequence[str]) -> str:
     more = f" and {len(told) - MOST_IN_LABEL} more" if len(told) > MOST_IN_LABEL else ""
     return ", ".join(told[:MOST_IN_LABEL]) + more
 
