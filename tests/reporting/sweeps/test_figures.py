@@ -97,6 +97,14 @@ def test_differences_are_grouped_by_the_keys_that_differ() -> None:
     assert shown.index("5 \u00d7 3") > places[-1]
 
 
+def test_the_axis_of_many_differences_stands_above_them_where_it_is_seen_first() -> None:
+    report = made_up_report(LARGE, 1, tasks=())
+    [axes] = draw_differences(report, report.measures[0]).axes
+    assert axes.xaxis.get_ticks_position() == "top"
+    [better] = [text for text in axes.texts if "better" in text.get_text()]
+    assert better.xy[1] == 1
+
+
 def test_keys_that_change_as_one_are_named_once() -> None:
     report = made_up_report(TWO_AXES, 1)
     joint = replace(report.thresholds[0].varied, key="filter.*", label="all together")
@@ -145,6 +153,17 @@ def test_an_estimate_is_marked_as_one_and_a_far_one_does_not_flatten_the_lines()
     [axes] = draw_curves(report, report.curves[1]).axes
     assert {"near 0.8, estimate", "far 12, estimate \u2191"} <= set(texts(axes.figure))
     assert axes.get_ylim()[1] < 1.2
+
+
+def test_a_number_of_one_step_alone_is_a_point_with_the_spread_of_its_seeds() -> None:
+    report = made_up_report(RELEVANCE, 2)
+    score = report.curves[1]
+    last = [replace(line, steps=line.steps[-1:], mean=line.mean[-1:], low=line.low[-1:], high=line.high[-1:])
+            for line in score.lines]  # fmt: skip
+    [axes] = draw_curves(report, replace(score, lines=tuple(last))).axes
+    spreads = {tuple(path.vertices[:, 1]) for each in axes.collections for path in each.get_paths() if len(path) == 2}
+    assert {(line.low[0], line.high[0]) for line in last} <= spreads
+    assert sum(line.get_marker() == "o" for line in axes.lines) == len(last)
 
 
 def test_the_first_steps_of_a_loss_are_cut_off_but_not_those_of_a_score() -> None:
