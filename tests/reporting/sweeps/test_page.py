@@ -252,6 +252,18 @@ def test_a_browser_shows_the_page_without_scrolling_sideways(browser: Browser, w
 
 @pytest.mark.browser
 @needs_browser
+def test_nothing_is_cut_off_on_paper(browser: Browser, written: Path) -> None:
+    browser.open(written, width=700)  # of A4, between its margins
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    wide = "[...document.querySelectorAll('.scrolls, .drawing')].filter((one) => one.scrollWidth > one.clientWidth)"
+    assert browser.ask(f"{wide}.length") == 0
+    long = "[...document.querySelectorAll('.scrolls, .drawing')].filter((one) => one.scrollHeight > one.clientHeight + 1)"
+    assert browser.ask(f"{long}.length") == 0
+    browser.call("Emulation.setEmulatedMedia", media="")
+
+
+@pytest.mark.browser
+@needs_browser
 def test_the_page_and_its_figures_are_dark_where_the_reader_wants_that(browser: Browser, written: Path) -> None:
     looks = []
     ask = """[document.body, document.querySelector(".drawing text"), document.querySelector(".drawn")].map(
