@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -178,6 +179,17 @@ def test_a_hole_of_a_heat_map_is_hatched_and_has_no_number(evil: Report) -> None
     assert [patch.get_hatch() for patch in axes.patches].count("////") == 1
     numbers = [text for text in texts(axes.figure) if re.fullmatch(r"[+\u2212]\d\.\d{4}", text)]
     assert len(numbers) == 4  # of 6 cells one is a hole, one the baseline
+
+
+@pytest.mark.parametrize("values", [(1, 2, 3, 4, 5), tuple(1e-5 * (1 + number / 8) for number in range(9))])
+def test_names_of_values_do_not_hide_each_other(values: tuple[float, ...]) -> None:
+    report = made_up_report({"optimizer.lr_projector": values}, 1)
+    figure = draw_thresholds(report, report.thresholds[0])
+    FigureCanvasAgg(figure).draw()
+    labels = figure.axes[-1].get_xticklabels()
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(right.x0 > left.x1 for left, right in pairwise(boxes)) or {one.get_rotation() for one in labels} == {45}
+    assert min(box.y0 for box in boxes) > figure.axes[-1].xaxis.label.get_window_extent().y1 >= 0
 
 
 def test_thresholds_show_what_is_kept_on_the_same_axis_if_it_is_known() -> None:

@@ -393,6 +393,10 @@ def _step_text(value: float, _: object) -> str:
 # ---- thresholds ----------------------------------------------------------------------------------------
 
 
+SLANTED = 34  # height that names of values take besides, if they would meet otherwise
+SLANT: dict[str, Any] = {"rotation": 45, "rotation_mode": "anchor", "ha": "right"}
+
+
 def draw_thresholds(report: Report, thresholds: Thresholds) -> Figure:
     """A measure along the values of one key, and below it the share of turns that is kept."""
     measure = report.measure(thresholds.measure)
@@ -401,7 +405,9 @@ def draw_thresholds(report: Report, thresholds: Thresholds) -> Figure:
     knows_kept = any(
         report.variants[number].kept_turns is not None for line in thresholds.lines for number in line.variants
     )
-    below = 112 if knows_kept else 40
+    names = [one_line(str(value), 8) for value in thresholds.varied.values]
+    is_crowded = sum(len(name) * CHARACTER + 3 for name in names) > WIDTH - 68
+    below = (112 if knows_kept else 40) + (SLANTED if is_crowded else 0)
     with _style():
         figure, axes = _one_axes(150, 56, 12, top=22, bottom=below + _legend_height(entries))
         axes.set_title(one_line(measure.label, LABEL_CHARACTERS), x=-56 / _plot_width(axes))
@@ -412,8 +418,7 @@ def draw_thresholds(report: Report, thresholds: Thresholds) -> Figure:
             axes.tick_params(labelbottom=False)
             lowest = _axes_below(figure, axes, gap=30, height=44)
             _draw_kept_along(lowest, report, thresholds, coloured)
-        values = thresholds.varied.values
-        lowest.set_xticks(range(len(values)), [one_line(str(value), 8) for value in values])
+        lowest.set_xticks(range(len(names)), names, **(SLANT if is_crowded else {}))
         lowest.set_xlabel(one_line(thresholds.varied.label, LABEL_CHARACTERS))
         _draw_legend(figure, entries)
     return figure
