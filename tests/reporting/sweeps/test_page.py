@@ -257,7 +257,9 @@ def test_nothing_is_cut_off_on_paper(browser: Browser, written: Path) -> None:
     browser.call("Emulation.setEmulatedMedia", media="print")
     wide = "[...document.querySelectorAll('.scrolls, .drawing')].filter((one) => one.scrollWidth > one.clientWidth)"
     assert browser.ask(f"{wide}.length") == 0
-    long = "[...document.querySelectorAll('.scrolls, .drawing')].filter((one) => one.scrollHeight > one.clientHeight + 1)"
+    long = (
+        "[...document.querySelectorAll('.scrolls, .drawing')].filter((one) => one.scrollHeight > one.clientHeight + 1)"
+    )
     assert browser.ask(f"{long}.length") == 0
     browser.call("Emulation.setEmulatedMedia", media="")
 

@@ -393,8 +393,8 @@ def _step_text(value: float, _: object) -> str:
 # ---- thresholds ----------------------------------------------------------------------------------------
 
 
-SLANTED = 34  # height that names of values take besides, if they would meet otherwise
-SLANT: dict[str, Any] = {"rotation": 45, "rotation_mode": "anchor", "ha": "right"}
+VALUE_CHARACTERS = 12  # of a value
+SLANT: dict[str, Any] = {"rotation": 45, "rotation_mode": "anchor", "ha": "right"}  # if they would meet otherwise
 
 
 def draw_thresholds(report: Report, thresholds: Thresholds) -> Figure:
@@ -405,9 +405,10 @@ def draw_thresholds(report: Report, thresholds: Thresholds) -> Figure:
     knows_kept = any(
         report.variants[number].kept_turns is not None for line in thresholds.lines for number in line.variants
     )
-    names = [one_line(str(value), 8) for value in thresholds.varied.values]
+    names = [one_line(str(value), VALUE_CHARACTERS) for value in thresholds.varied.values]
     is_crowded = sum(len(name) * CHARACTER + 3 for name in names) > WIDTH - 68
-    below = (112 if knows_kept else 40) + (SLANTED if is_crowded else 0)
+    slanted = max(map(len, names)) * CHARACTER * 0.71 - TEXT if is_crowded else 0  # height besides
+    below = (112 if knows_kept else 40) + slanted
     with _style():
         figure, axes = _one_axes(150, 56, 12, top=22, bottom=below + _legend_height(entries))
         axes.set_title(one_line(measure.label, LABEL_CHARACTERS), x=-56 / _plot_width(axes))
