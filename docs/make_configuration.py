@@ -238,7 +238,8 @@ def option_line(path: Path) -> str:
     begins = [f"`{group}={name}`" for name in defaults if isinstance(name, str) and not is_schema(name)]
     chosen = [f"`{key}={option}`" for key, option in overrides(defaults)]
     settings = [f"`{key}={yaml_text(value)}`" for key, value in flat(values)]
-    parts = [escaped(" ".join(" ".join(told).split()))] if told else []
+    text = re.sub(r"`(?= [A-Z]|$)", "`.", " ".join(" ".join(told).split()))  # a command ends its sentence
+    parts = [escaped(text)] if told else []
     parts += [f"Begins as {', '.join(begins)}."] if begins else []
     parts += [f"Chooses {', '.join(chosen)}."] if chosen else []
     parts += [f"Sets {', '.join(settings)}."] if settings else []

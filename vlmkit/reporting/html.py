@@ -28,4 +28,4 @@ def write_html(path: Path, template: str, functions: Mapping[str, Callable[..., 
     environment.globals |= functions
     html = environment.get_template(template).render(**content)
     with whole_file(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(html, encoding="utf-8", errors="replace")  # half of a character, of a model's answer

@@ -85,7 +85,10 @@ def test_one_seed_is_compared_by_its_questions_and_the_reader_is_told(tmp_path: 
     assert by_score.note == "1 seed: another seed may differ"
     assert (by_loss.measure, by_loss.p, by_loss.note) == ("val_loss", None, "1 seed: too little to tell")
     assert found.variants[0].scores[SCORE].low is None
-    assert any(point.startswith("one seed only: baseline; relevance_min_rating 3") for point in found.answer.points)
+    assert any(
+        point.startswith("one seed only: baseline (relevance_min_rating 1); relevance_min_rating 3")
+        for point in found.answer.points
+    )
 
 
 def test_one_seed_against_several_is_taken_to_vary_as_they_do(tmp_path: Path) -> None:

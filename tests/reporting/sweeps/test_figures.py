@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -97,6 +98,14 @@ def test_differences_are_grouped_by_the_keys_that_differ() -> None:
     assert shown.index("5 \u00d7 3") > places[-1]
 
 
+def test_the_axis_of_many_differences_stands_above_them_where_it_is_seen_first() -> None:
+    report = made_up_report(LARGE, 1, tasks=())
+    [axes] = draw_differences(report, report.measures[0]).axes
+    assert axes.xaxis.get_ticks_position() == "top"
+    [better] = [text for text in axes.texts if "better" in text.get_text()]
+    assert better.xy[1] == 1
+
+
 def test_keys_that_change_as_one_are_named_once() -> None:
     report = made_up_report(TWO_AXES, 1)
     joint = replace(report.thresholds[0].varied, key="filter.*", label="all together")
@@ -147,6 +156,17 @@ def test_an_estimate_is_marked_as_one_and_a_far_one_does_not_flatten_the_lines()
     assert axes.get_ylim()[1] < 1.2
 
 
+def test_a_number_of_one_step_alone_is_a_point_with_the_spread_of_its_seeds() -> None:
+    report = made_up_report(RELEVANCE, 2)
+    score = report.curves[1]
+    last = [replace(line, steps=line.steps[-1:], mean=line.mean[-1:], low=line.low[-1:], high=line.high[-1:])
+            for line in score.lines]  # fmt: skip
+    [axes] = draw_curves(report, replace(score, lines=tuple(last))).axes
+    spreads = {tuple(path.vertices[:, 1]) for each in axes.collections for path in each.get_paths() if len(path) == 2}
+    assert {(line.low[0], line.high[0]) for line in last} <= spreads
+    assert sum(line.get_marker() == "o" for line in axes.lines) == len(last)
+
+
 def test_the_first_steps_of_a_loss_are_cut_off_but_not_those_of_a_score() -> None:
     report = made_up_report(RELEVANCE, 1)
     loss, score = report.curves[:2]
@@ -159,6 +179,17 @@ def test_a_hole_of_a_heat_map_is_hatched_and_has_no_number(evil: Report) -> None
     assert [patch.get_hatch() for patch in axes.patches].count("////") == 1
     numbers = [text for text in texts(axes.figure) if re.fullmatch(r"[+\u2212]\d\.\d{4}", text)]
     assert len(numbers) == 4  # of 6 cells one is a hole, one the baseline
+
+
+@pytest.mark.parametrize("values", [(1, 2, 3, 4, 5), tuple(1e-5 * (1 + number / 8) for number in range(9))])
+def test_names_of_values_do_not_hide_each_other(values: tuple[float, ...]) -> None:
+    report = made_up_report({"optimizer.lr_projector": values}, 1)
+    figure = draw_thresholds(report, report.thresholds[0])
+    FigureCanvasAgg(figure).draw()
+    labels = figure.axes[-1].get_xticklabels()
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(right.x0 > left.x1 for left, right in pairwise(boxes)) or {one.get_rotation() for one in labels} == {45}
+    assert min(box.y0 for box in boxes) > figure.axes[-1].xaxis.label.get_window_extent().y1 >= 0
 
 
 def test_thresholds_show_what_is_kept_on_the_same_axis_if_it_is_known() -> None:

@@ -155,6 +155,11 @@ def test_one_variant_is_a_report_without_comparisons(tmp_path: Path) -> None:
     assert sections == ["answer", "results", "curves", "runs", "reading"]
 
 
+def test_half_of_a_character_does_not_keep_a_report_from_being_written(tmp_path: Path) -> None:
+    page = write_report(replace(bare(), title="half\ud83d"), tmp_path)
+    assert "<h1>half?</h1>" in page.read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_two_hundred_runs_make_a_page_of_a_few_megabytes(tmp_path: Path) -> None:
     report = made_up_report(LARGE, 3, tasks=("mmstar average", "easyvqa exact_match", "chartqa relaxed_overall"))
@@ -231,6 +236,8 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is inst
 @pytest.mark.parametrize("width", [1280, 375, 320])
 def test_a_browser_shows_the_page_without_scrolling_sideways(browser: Browser, written: Path, width: int) -> None:
     browser.open(written, width)
+    assert browser.ask("document.images.length") > 0
+    assert browser.ask("[...document.images].every((one) => one.naturalWidth > 0)"), "also those far below, for print"
     browser.ask("document.querySelectorAll('details').forEach((one) => one.open = true)")
     assert browser.ask("document.documentElement.scrollWidth") <= width
     right = """Math.max(...[...document.querySelectorAll("main *")]
@@ -241,6 +248,20 @@ def test_a_browser_shows_the_page_without_scrolling_sideways(browser: Browser, w
     assert browser.ask(cut) == 0 or width < 360
     assert browser.ask("document.title") == f"rating_ablation{EVIL}: report".replace("\x07", " ")
     assert browser.ask("document.scripts.length") == 0
+
+
+@pytest.mark.browser
+@needs_browser
+def test_nothing_is_cut_off_on_paper(browser: Browser, written: Path) -> None:
+    browser.open(written, width=700)  # of A4, between its margins
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    wide = "[...document.querySelectorAll('.scrolls, .drawing')].filter((one) => one.scrollWidth > one.clientWidth)"
+    assert browser.ask(f"{wide}.length") == 0
+    long = (
+        "[...document.querySelectorAll('.scrolls, .drawing')].filter((one) => one.scrollHeight > one.clientHeight + 1)"
+    )
+    assert browser.ask(f"{long}.length") == 0
+    browser.call("Emulation.setEmulatedMedia", media="")
 
 
 @pytest.mark.browser

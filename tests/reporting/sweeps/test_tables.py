@@ -15,11 +15,11 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def test_no_text_becomes_a_formula_and_numbers_stay_numbers(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
-    texts = (FORMULA, "+1", "-1", "@SUM(A1)", "\tx", "a=b", 'say "x",\nplease')
+    texts = (FORMULA, "+1", "-1", "@SUM(A1)", "\tx", "a=b", 'say "x",\nplease', "half\ud83d")
     write_csv(Table(("=name", "value"), tuple((text, -0.5) for text in texts)), path)
     rows = list(csv.reader(io.StringIO(path.read_bytes().decode(), newline="")))
     assert rows[0] == ["'=name", "value"]
-    assert [row[0] for row in rows[1:]] == [f"'{text}" for text in texts[:5]] + list(texts[5:])
+    assert [row[0] for row in rows[1:]] == [f"'{text}" for text in texts[:5]] + [*texts[5:7], "half?"]
     assert {row[1] for row in rows[1:]} == {"-0.5"}
     assert b'"say ""x"",\nplease",-0.5\r\n' in path.read_bytes()
 

@@ -1,7 +1,7 @@
 """What a report says: the nouns between reading and drawing. Figures, tables and the page are made of these alone.
 
 Runs that differ in their seed alone are one *variant*. What is measured of a run is a *measure*: a task's score, the
-average of tasks, the validation loss.
+average of tasks, the validation loss. All numbers are finite: what is not a number is missing.
 """
 
 from collections.abc import Mapping

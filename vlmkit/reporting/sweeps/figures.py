@@ -184,14 +184,16 @@ def draw_differences(report: Report, measure: Measure) -> Figure:
     labels = max((len(text) for text, compared in rows if compared), default=0) * CHARACTER + 12
     left = min(max(labels, MIN_LABELS), MAX_LABELS)
     with _style():
-        figure, axes = _one_axes(len(rows) * ROW, left, FOREST_VALUES, top=36, bottom=40)
+        figure, axes = _one_axes(len(rows) * ROW, left, FOREST_VALUES, top=72, bottom=4)
         axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=[], xlim=_forest_range(comparisons.values()))
-        axes.spines["left"].set_visible(False)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        axes.spines["top"].set_visible(True)
+        axes.xaxis.tick_top()  # where it is seen before many rows are scrolled
         axes.axvline(0, color=FAINT, linewidth=1)
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.grid(axis="x")
         about = f"{one_line(measure.label, LABEL_CHARACTERS)}\ndifference from the baseline"
-        _beside(axes, -left, about, above_px=6)
+        _beside(axes, -left, about, above_px=42)
         for place, (text, compared) in enumerate(rows):
             if compared:
                 _at_row(axes, -left, place, one_line(text, int(left / CHARACTER)))
@@ -200,10 +202,8 @@ def draw_differences(report: Report, measure: Measure) -> Figure:
                 box = {"facecolor": CARD, "linewidth": 0, "pad": 0.5}
                 _at_row(axes, -left, place, one_line(text, LABEL_CHARACTERS), weight="bold", bbox=box)
         worse, better = ("worse", "better") if measure.higher_is_better else ("better", "worse")
-        axes.annotate(f"\u2190 {worse}", (0, 0), (0, -22), "axes fraction", "offset points", color=FAINT, va="top")
-        axes.annotate(
-            f"{better} \u2192", (1, 0), (0, -22), "axes fraction", "offset points", color=FAINT, va="top", ha="right"
-        )
+        _beside(axes, 0, f"\u2190 {worse}", above_px=22)
+        _beside(axes, _plot_width(axes), f"{better} \u2192", above_px=22, ha="right")
     return figure
 
 
@@ -308,8 +308,10 @@ def _draw_line(axes: Axes, line: Line, style: LineStyle | None) -> None:
         return
     if line.seeds > 1:
         axes.fill_between(line.steps, line.low, line.high, color=COLOURS[style.colour], alpha=0.15, linewidth=0)
-    marker = "." if len(line.steps) == 1 else ""
-    axes.plot(line.steps, line.mean, marker=marker, **style.of_line)
+    axes.plot(line.steps, line.mean, **style.of_line)
+    if len(line.steps) == 1:  # neither a line nor a band is to be seen
+        axes.plot(line.steps, line.mean, marker="o", markersize=4, color=COLOURS[style.colour])
+        axes.vlines(line.steps, line.low, line.high, color=COLOURS[style.colour], linewidth=1.2)
 
 
 def _with_estimates(axes: Axes, measure: Measure | None, low: float, high: float) -> tuple[float, float]:
@@ -391,6 +393,10 @@ def _step_text(value: float, _: object) -> str:
 # ---- thresholds ----------------------------------------------------------------------------------------
 
 
+VALUE_CHARACTERS = 12  # of a value
+SLANT: dict[str, Any] = {"rotation": 45, "rotation_mode": "anchor", "ha": "right"}  # if they would meet otherwise
+
+
 def draw_thresholds(report: Report, thresholds: Thresholds) -> Figure:
     """A measure along the values of one key, and below it the share of turns that is kept."""
     measure = report.measure(thresholds.measure)
@@ -399,7 +405,10 @@ def draw_thresholds(report: Report, thresholds: Thresholds) -> Figure:
     knows_kept = any(
         report.variants[number].kept_turns is not None for line in thresholds.lines for number in line.variants
     )
-    below = 112 if knows_kept else 40
+    names = [one_line(str(value), VALUE_CHARACTERS) for value in thresholds.varied.values]
+    is_crowded = sum(len(name) * CHARACTER + 3 for name in names) > WIDTH - 68
+    slanted = max(map(len, names)) * CHARACTER * 0.71 - TEXT if is_crowded else 0  # height besides
+    below = (112 if knows_kept else 40) + slanted
     with _style():
         figure, axes = _one_axes(150, 56, 12, top=22, bottom=below + _legend_height(entries))
         axes.set_title(one_line(measure.label, LABEL_CHARACTERS), x=-56 / _plot_width(axes))
@@ -410,8 +419,7 @@ def draw_thresholds(report: Report, thresholds: Thresholds) -> Figure:
             axes.tick_params(labelbottom=False)
             lowest = _axes_below(figure, axes, gap=30, height=44)
             _draw_kept_along(lowest, report, thresholds, coloured)
-        values = thresholds.varied.values
-        lowest.set_xticks(range(len(values)), [one_line(str(value), 8) for value in values])
+        lowest.set_xticks(range(len(names)), names, **(SLANT if is_crowded else {}))
         lowest.set_xlabel(one_line(thresholds.varied.label, LABEL_CHARACTERS))
         _draw_legend(figure, entries)
     return figure
@@ -608,9 +616,9 @@ def _plot_width(axes: Axes) -> float:
     return axes.get_position().width * figure.get_figwidth() * 72
 
 
-def _beside(axes: Axes, x_px: float, text: str, above_px: float) -> None:
-    """Text above the plot, from so many pixels right of its left edge."""
-    axes.annotate(text, (0, 1), (x_px, above_px), "axes fraction", "offset points", color=FAINT, va="bottom")
+def _beside(axes: Axes, x_px: float, text: str, above_px: float, ha: str = "left") -> None:
+    """Text above the plot, from (or, with ``ha="right"``, to) so many pixels right of its left edge."""
+    axes.annotate(text, (0, 1), (x_px, above_px), "axes fraction", "offset points", color=FAINT, va="bottom", ha=ha)
 
 
 def _legend_text(label: str) -> str:

@@ -109,7 +109,7 @@ def write_report(report: Report, folder: Path) -> Path:
 def _forget_older(folder: Path, written: Sequence[str]) -> None:
     """Remove what an older report wrote and this one did not."""
     listed = folder / WRITTEN
-    older = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    older = listed.read_text(encoding="utf-8", errors="replace").splitlines() if listed.is_file() else []
     for name in set(older) - set(written):
         if re.fullmatch(rf"({FIGURES}|{TABLES})/[\w.-]+\.(png|csv)", name):  # whoever wrote the list
             (folder / name).unlink(missing_ok=True)
@@ -257,7 +257,7 @@ def _sections(report: Report, figures: Mapping[str, Sequence[ShownFigure]]) -> l
         ("curves", "Curves", figures["curves"]),
         ("kept", "Data kept", figures["kept"]),
         ("comparisons", "Comparisons", report.comparisons),
-        ("flips", "Answers", report.flips),
+        ("flips", "Changed answers", report.flips),
         ("holes", "Holes", report.holes),
         ("runs", "Runs", report.variants),
         ("reading", "How to read this", True),

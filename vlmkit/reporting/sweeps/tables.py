@@ -43,7 +43,7 @@ def build_tables(report: Report) -> dict[str, Table]:
 
 def write_csv(table: Table, path: Path) -> None:
     """Write it as RFC 4180 has it; no text becomes a formula where the file is opened."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(map(_cell, table.columns))
         writer.writerows([_cell(value) for value in row] for row in table.rows)
