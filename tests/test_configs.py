@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tests import conftest
 from vlmkit.config import SCHEMAS, AugmentConfig, Layout, OptimizerConfig, PackingConfig, TrainerConfig
@@ -38,6 +38,14 @@ def test_options_were_found() -> None:
     }  # fmt: skip
 
 
+def inherited(name: str, folder: Path) -> DictConfig:
+    """What an option begins with: the defaults of a schema, or another option of its group."""
+    if name in SCHEMAS:
+        return OmegaConf.structured(SCHEMAS[name][1])
+    option = OmegaConf.load(folder / f"{name}.yaml")
+    return OmegaConf.merge(inherited(option.pop("defaults")[0], folder), option)
+
+
 @pytest.mark.parametrize(
     "path",
     [path for path in OPTIONS if path.parent.name != "experiment"],
@@ -46,12 +54,11 @@ def test_options_were_found() -> None:
 def test_an_option_repeats_no_default(path: Path) -> None:
     option = OmegaConf.load(path)
     defaults = option.pop("defaults")
-    _, schema = SCHEMAS[defaults[0].partition("@")[0]]
-    structured = OmegaConf.structured(schema)
+    without = inherited(defaults[0].partition("@")[0], path.parent)
     if path.read_text().startswith("# @package _global_"):
         option = option[path.parent.name]
     for key, value in flat(OmegaConf.to_container(option)).items():
-        assert OmegaConf.select(structured, key, throw_on_missing=False) != value, f"{path.name}: {key} is the default"
+        assert OmegaConf.select(without, key, throw_on_missing=False) != value, f"{path.name}: {key} is the default"
 
 
 def test_the_defaults_of_trainer_optimizer_and_packing_are_the_reference() -> None:

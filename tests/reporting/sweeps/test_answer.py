@@ -12,7 +12,8 @@ SCORE = Measure("score", "score", "task", digits=2)
 
 def variant(number: int, mean: float, seeds: int = 3) -> Variant:
     spread = Spread(mean, seeds, *((None, None) if seeds == 1 else (mean - 0.1, mean + 0.1)))
-    return Variant(number, f"variant {number}", {}, (), {"score": spread}, None, None, is_baseline=number == 0)
+    name = f"variant {number}" if number else "baseline"
+    return Variant(number, name, {}, (), {"score": spread}, None, None, is_baseline=number == 0)
 
 
 def against(variant: int, value: float, p: float, other: int = 0, seeds: tuple[int, int] = (3, 3)) -> Comparison:
