@@ -45,7 +45,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Refused:
         (["hydra.launcher.gpus=[]"], "error: hydra.launcher.gpus=[]: must be numbers of GPUs"),
         (["hydra.launcher.proceses=2"], "hydra.launcher.proceses: unknown key; did you mean hydra.launcher.processes?"),
         (["hydra.launcher.nodes=2"], "hydra.launcher.nodes: not a key of the chosen hydra.launcher option"),
-        (["hydra/launcher=slrm"], "hydra/launcher=slrm: no such option; choose from basic, local, slurm"),
+        (["hydra/launcher=slrm"], "hydra/launcher=slrm: no such option; choose from basic, local, local_pair, slurm"),
         (["hydra/launcher=slurm", "hydra.launcher.nodes=0"], "error: hydra.launcher.nodes=0: must be above 0"),
         (["hydra/launcher=slurm", "hydra.launcher.nodes=two"], "hydra.launcher.nodes=two: Value 'two' of type 'str'"),
         (["hydra/launcher=slurm", "hydra.launcher.array_parallelism=0"], "hydra.launcher.array_parallelism=0: must be"),
