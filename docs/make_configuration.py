@@ -23,6 +23,7 @@ from omegaconf import MISSING
 from vlmkit import config
 from vlmkit.config import SCHEMAS
 from vlmkit.paths import config_dir
+from vlmkit.pretrained.configs import flat_items
 
 PAGE = Path(__file__).parent / "configuration.md"
 COMMAND = "python docs/make_configuration.py"
@@ -237,7 +238,7 @@ def option_line(path: Path) -> str:
     defaults = values.pop("defaults")
     begins = [f"`{group}={name}`" for name in defaults if isinstance(name, str) and not is_schema(name)]
     chosen = [f"`{key}={option}`" for key, option in overrides(defaults)]
-    settings = [f"`{key}={yaml_text(value)}`" for key, value in flat(values)]
+    settings = [f"`{key}={yaml_text(value)}`" for key, value in flat_items(values)]
     text = re.sub(r"`(?= [A-Z]|$)", "`.", " ".join(" ".join(told).split()))  # a command ends its sentence
     parts = [escaped(text)] if told else []
     parts += [f"Begins as {', '.join(begins)}."] if begins else []
@@ -251,15 +252,6 @@ def overrides(defaults: list[Any]) -> Iterator[tuple[str, str]]:
     for line in defaults:
         for key, option in line.items() if isinstance(line, dict) else ():
             yield key.removeprefix("override /").partition("@")[0], option
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of each leaf."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 # ---- what the classes say ------------------------------------------------------------------------------

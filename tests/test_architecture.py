@@ -32,7 +32,7 @@ HOMES = {
     "huggingface_hub": {"pretrained/files.py", "preflight.py", "reporting/hub.py"},
     "rich": {"tracking/console.py"},
     "hydra": {"entry.py"},
-    "jinja2": {"reporting/html.py", "reporting/card.py"},
+    "jinja2": {"reporting/templating.py"},
     "matplotlib": {"reporting/sweeps/figures.py"},
     "omegaconf": {"entry.py", "config.py"},
     "datasets": {"data/sources.py", "data/files.py", "tracking/quiet.py", *OF_LMMS_EVAL},

@@ -11,6 +11,7 @@ from tests import conftest
 from vlmkit.config import SCHEMAS, AugmentConfig, Layout, OptimizerConfig, PackingConfig, TrainerConfig
 from vlmkit.errors import ConfigError
 from vlmkit.paths import config_dir
+from vlmkit.pretrained.configs import flat_items
 from vlmkit.run_directory import plain_config
 
 composed = partial(conftest.composed, "train")
@@ -57,7 +58,7 @@ def test_an_option_repeats_no_default(path: Path) -> None:
     without = inherited(defaults[0].partition("@")[0], path.parent)
     if path.read_text().startswith("# @package _global_"):
         option = option[path.parent.name]
-    for key, value in flat(OmegaConf.to_container(option)).items():
+    for key, value in flat_items(OmegaConf.to_container(option)):
         assert OmegaConf.select(without, key, throw_on_missing=False) != value, f"{path.name}: {key} is the default"
 
 
@@ -96,7 +97,7 @@ def test_an_experiment_begins_with_its_command_and_repeats_no_default(path: Path
     ]
     chosen = [f"{key.removeprefix('override /')}={name}" for line in lines for key, name in line.items()]
     without = OmegaConf.create(plain_config(composed(*(each for each in chosen if not each.startswith("hydra/")))))
-    for key, value in flat(OmegaConf.to_container(yaml)).items():
+    for key, value in flat_items(OmegaConf.to_container(yaml)):
         assert OmegaConf.select(without, key) != value, f"{path.name}: {key} is the default"
 
 
@@ -167,12 +168,3 @@ def test_a_job_of_an_evaluation_that_would_be_told_to_leave_as_it_begins_is_refu
     conftest.composed(*arguments, "cluster.signal_delay_s=119")
     with pytest.raises(ConfigError, match=r"^time_min=2: must be more than signal_delay_s=120 \(seconds\)"):
         conftest.composed(*arguments)
-
-
-def flat(config: object, prefix: str = "") -> dict[str, object]:
-    if not isinstance(config, dict):
-        return {prefix.rstrip("."): config}
-    merged: dict[str, object] = {}
-    for key, value in config.items():
-        merged |= flat(value, f"{prefix}{key}.")
-    return merged

@@ -7,12 +7,11 @@
 
 import json
 import re
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlmkit.evaluation.typed import checked, typed
+from vlmkit.evaluation.typed import checked, is_finite_number, typed
 from vlmkit.paths import first_free, whole_file
 
 Numbers = dict[str, float]
@@ -118,8 +117,4 @@ def read_merged(path: Path) -> Merged | None:
 
 def finite_numbers(values: dict[str, Any]) -> Numbers:
     """What is a number, neither NaN nor infinite, nor too large for a float."""
-    return {
-        key: value
-        for key, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    }
+    return {key: value for key, value in values.items() if is_finite_number(value)}

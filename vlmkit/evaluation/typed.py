@@ -1,7 +1,8 @@
 """JSON that another hand may have written becomes dataclasses, or a TypeError: readers can rely on the types."""
 
+import sys
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -27,6 +28,11 @@ def checked(value: Any, hint: Any, name: str) -> Any:
     if not _fits(value, hint):
         raise TypeError(f"{name}: {value!r} is no {hint}")
     return value
+
+
+def is_finite_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is a number, neither NaN nor infinite, nor too large for a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors import safe_open
 
 from vlmkit.config import RATING_AXES, SCHEMAS, DatasetConfig, HubConfig, PackingConfig, TrainConfig
@@ -14,6 +13,7 @@ from vlmkit.local_files import parts_of
 from vlmkit.paths import RunPaths, whole_file
 from vlmkit.pretrained.files import HUB_ID
 from vlmkit.redact import redact
+from vlmkit.reporting.templating import load_template
 from vlmkit.tracking.jsonl import read_rows
 
 RESULTS = {
@@ -37,14 +37,7 @@ def write_card(config: TrainConfig, paths: RunPaths, step: int, tokens: int, dat
     checkpoint = paths.checkpoint(step)
     last = _last_values(read_rows(paths.metrics))
     start = json.loads(paths.provenance.read_text())["starts"][-1]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    card = environment.get_template("model_card.md").render(
+    card = load_template("model_card.md", keep_trailing_newline=True).render(
         name=config.push_to_hub or paths.root.name,
         repo=config.push_to_hub or "FOLDER",
         config=config,

@@ -1,11 +1,10 @@
-"""A page: one HTML file that needs nothing else, no network and no script. The only use of jinja2 for HTML."""
+"""A page: one HTML file that needs nothing else, no network and no script."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from vlmkit.paths import whole_file
+from vlmkit.reporting.templating import load_template
 
 
 def write_html(path: Path, template: str, functions: Mapping[str, Callable[..., object]], **content: object) -> None:
@@ -17,15 +16,6 @@ def write_html(path: Path, template: str, functions: Mapping[str, Callable[..., 
         functions: What the template may call, as filters and as functions.
         content: What it says.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= functions
-    environment.globals |= functions
-    html = environment.get_template(template).render(**content)
+    html = load_template(template, functions, autoescape=True).render(**content)
     with whole_file(path) as temporary:
         temporary.write_text(html, encoding="utf-8", errors="replace")  # half of a character, of a model's answer

@@ -1,5 +1,7 @@
 """Numbers as the reports word them. Nothing heavy is imported here."""
 
+from collections.abc import Sequence
+
 
 def share(value: float) -> str:
     """A share in per cent; neither nothing nor all unless it is exactly that."""
@@ -9,6 +11,12 @@ def share(value: float) -> str:
     if percent == "0.0%":
         return "0%" if value == 0 else "<0.1%"
     return percent
+
+
+def listed(names: Sequence[str], most: int, separator: str = "; ") -> str:
+    """Names behind each other; of more than so many, how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more
 
 
 def count_of(number: int, noun: str) -> str:

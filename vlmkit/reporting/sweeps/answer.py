@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from vlmkit.reporting.sweeps.content import Answer, Comparison, Hole, Measure, Variant
 from vlmkit.reporting.sweeps.wording import difference_text, is_better, is_told_apart, p_text, spread_text
+from vlmkit.reporting.words import listed
 
 MOST_NAMED = 6  # variants, runs
 
@@ -132,8 +133,7 @@ def _with_interval(case: Case, comparison: Comparison, main: Measure) -> str:
 
 
 def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return "; ".join(names[:MOST_NAMED]) + more
+    return listed(names, MOST_NAMED)
 
 
 def _difference(comparison: Comparison, main: Measure, confidence: float) -> str:

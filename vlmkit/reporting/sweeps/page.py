@@ -4,10 +4,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from vlmkit.paths import whole_file
 from vlmkit.reporting.html import write_html
-from vlmkit.reporting.sweeps.content import Comparison, Curves, Measure, Report, Value
+from vlmkit.reporting.sweeps.content import Comparison, Curves, HeatMap, Measure, Report, Thresholds, Value
 from vlmkit.reporting.sweeps.figures import (
     Drawn,
     as_svg,
@@ -42,6 +43,8 @@ from vlmkit.reporting.sweeps.wording import (
     value_text,
 )
 from vlmkit.reporting.words import count_of, share
+
+OfMeasure = TypeVar("OfMeasure", Thresholds, HeatMap)
 
 PAGE = "index.html"
 FIGURES, TABLES = "figures", "tables"
@@ -138,7 +141,7 @@ def _differences(report: Report, drawing: _Drawing) -> Iterator[ShownFigure]:
 
 
 def _thresholds(report: Report, drawing: _Drawing) -> Iterator[ShownFigure]:
-    for each in sorted(report.thresholds, key=lambda one: _place(report, one.measure)):
+    for each in _in_order(report, report.thresholds):
         label = report.measure(each.measure).label
         yield drawing.show(
             f"threshold_{each.varied.label}_{each.measure}",
@@ -151,7 +154,7 @@ def _thresholds(report: Report, drawing: _Drawing) -> Iterator[ShownFigure]:
 
 
 def _heat_maps(report: Report, drawing: _Drawing) -> Iterator[ShownFigure]:
-    for each in sorted(report.heat_maps, key=lambda one: _place(report, one.measure)):
+    for each in _in_order(report, report.heat_maps):
         label = report.measure(each.measure).label
         yield drawing.show(
             f"heat_map_{each.rows.label}_{each.columns.label}_{each.measure}",
@@ -184,19 +187,21 @@ def _kept(report: Report, drawing: _Drawing) -> Iterator[ShownFigure]:
     shares = {variant.kept_turns for variant in report.variants} - {None}
     if len(shares) < 2 or not report.measures:
         return
-    for measure in report.measures[:1]:
-        yield drawing.show(
-            f"kept_{measure.key}",
-            draw_kept(report, measure),
-            f"{measure.label} against the share of turns kept",
-            f"{measure.label} against the share of the dataset's turns that pass the filter.",
-            kept_table(report, measure.key),
-            "final",
-        )
+    measure = report.measures[0]
+    yield drawing.show(
+        f"kept_{measure.key}",
+        draw_kept(report, measure),
+        f"{measure.label} against the share of turns kept",
+        f"{measure.label} against the share of the dataset's turns that pass the filter.",
+        kept_table(report, measure.key),
+        "final",
+    )
 
 
-def _place(report: Report, key: str) -> int:
-    return [measure.key for measure in report.measures].index(key)
+def _in_order(report: Report, figures: Sequence[OfMeasure]) -> list[OfMeasure]:
+    """The figures of the main measure first."""
+    keys = [measure.key for measure in report.measures]
+    return sorted(figures, key=lambda one: keys.index(one.measure))
 
 
 # ---- the page ------------------------------------------------------------------------------------------

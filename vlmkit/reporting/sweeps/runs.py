@@ -4,7 +4,6 @@ A run of which nothing can be told, as it never began or cannot be read, is a ho
 """
 
 import json
-import math
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from vlmkit.config import ReportConfig, require
 from vlmkit.errors import ConfigError, one_line
 from vlmkit.evaluation.merge import results_now
 from vlmkit.evaluation.merged import Merged
+from vlmkit.evaluation.typed import is_finite_number
 from vlmkit.jobs import JobPlace, JobState, read_job
 from vlmkit.logs import last_line
 from vlmkit.paths import RunPaths
@@ -44,11 +44,11 @@ class TrainingRows:
         if not isinstance(step, int):
             return
         for key, place in (("batch_loss", self.losses), ("val_loss", self.val_losses)):
-            if _is_number(row.get(key)):
+            if is_finite_number(row.get(key)):
                 place[step] = float(row[key])
-        if _is_number(row.get("tokens_per_second")):
+        if is_finite_number(row.get("tokens_per_second")):
             self.speeds.append(float(row["tokens_per_second"]))
-        self.last |= {key: float(row[key]) for key in STATISTICS if _is_number(row.get(key))}
+        self.last |= {key: float(row[key]) for key in STATISTICS if is_finite_number(row.get(key))}
 
     def kept(self, dropped: str) -> float | None:
         """The share that the filter kept: of the whole run, or as it was last said; None if it was not."""
@@ -226,10 +226,6 @@ def start_command(starts: Sequence[dict[str, Any]]) -> str:
 def _as_value(value: Any) -> Value:
     """What can be shown and compared: lists become JSON."""
     return value if value is None or isinstance(value, str | int | float) else json.dumps(value, sort_keys=True)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _short_names(folders: Sequence[Path]) -> dict[Path, str]:

@@ -13,8 +13,10 @@ from vlmkit.config import RATING_AXES
 from vlmkit.errors import ConfigError
 from vlmkit.reporting.sweeps.content import HeatMap, Measure, ThresholdLine, Thresholds, Value, Variant, Varied
 from vlmkit.reporting.sweeps.runs import ReadRun
+from vlmkit.reporting.words import listed
 
 MOST_IN_LABEL = 3  # settings
+MOST_IN_ERROR = 8  # variants
 MOST_MEASURES = 4  # that are drawn over thresholds
 AT_LEAST = "\N{GREATER-THAN OR EQUAL TO} "
 MINIMA = tuple(f"filter.{axis}_min_rating" for axis in RATING_AXES)
@@ -73,8 +75,7 @@ def find_baseline(groups: Sequence[Group], varied: Sequence[Varied], wanted: Seq
     if len(fitting) != 1:
         found = "no variant" if not fitting else f"{len(fitting)} variants"
         shown = [describe_settings(group.settings, varied) for group in groups]
-        more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
-        raise ConfigError(f"{key}: fits {found}; there are: {'; '.join(shown[:8])}{more}")
+        raise ConfigError(f"{key}: fits {found}; there are: {listed(shown, MOST_IN_ERROR)}")
     return fitting[0]
 
 
@@ -85,7 +86,7 @@ def label_groups(groups: Sequence[Group], varied: Sequence[Varied], baseline: in
     labels: list[str] = []
     for number, group in enumerate(groups):
         own = _differing(group, groups[baseline], varied)
-        label = _baseline_label(group, varied) if number == baseline else _shortened(_told(group.settings, own))
+        label = _baseline_label(group, varied) if number == baseline else _label(group, own)
         labels.append(f"{label} ({number})" if label in labels else label)
     return labels
 
@@ -108,9 +109,8 @@ def _told(settings: Mapping[str, Value], varied: Sequence[Varied]) -> list[str]:
     return together + [describe_settings(settings, [one]) for one in others]
 
 
-def _shortened(told: Sequence[str]) -> str:
-    more = f" and {len(told) - MOST_IN_LABEL} more" if len(told) > MOST_IN_LABEL else ""
-    return ", ".join(told[:MOST_IN_LABEL]) + more
+def _label(group: Group, own: Sequence[Varied]) -> str:
+    return listed(_told(group.settings, own), MOST_IN_LABEL, ", ")
 
 
 def describe_settings(settings: Mapping[str, Value], varied: Iterable[Varied]) -> str:
