@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.conftest import QUICK, Run
+from tests.conftest import QUICK, Run, composed
+from vlmkit.run_directory import plain_config
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -98,8 +100,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(vlmkit: Run, tmp_path: Path) -
 def test_a_run_directory_of_another_config_is_refused(vlmkit: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    composed = vlmkit("train", "--cfg", "job", "seed=3", *QUICK).stdout
-    (run / "config.yaml").write_text(composed)
+    (run / "config.yaml").write_text(yaml.safe_dump(plain_config(composed("train", "seed=3", *QUICK))))
     done = vlmkit("train", f"run_dir={run}", "seed=4", *QUICK)
     assert done.returncode == 1
     assert done.stderr.strip() == (

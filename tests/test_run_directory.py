@@ -2,7 +2,8 @@
 
 import pytest
 
-from vlmkit.run_directory import sweep_subdir
+from tests.conftest import composed
+from vlmkit.run_directory import choose_run_dir, plain_config, sweep_subdir
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,19 @@ def test_a_name_that_is_too_long_for_a_folder_is_cut_and_stays_another_for_other
     assert len(names) == 3
     assert all(240 < len(name.encode()) <= 255 for name in names)
     assert sweep_subdir([f"a={'x' * 253}"]) == f"a={'x' * 253}"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["packing=bfd"], ["packing=none"]),
+        (["dataset=local", "dataset.path=/data/a"], ["dataset=shards", "dataset.path=/data/a"]),
+    ],
+)
+def test_options_with_the_same_keys_are_other_configs_and_have_directories_of_their_own(
+    one: list[str], other: list[str]
+) -> None:
+    configs = [composed("train", *overrides) for overrides in (one, other)]
+    assert plain_config(configs[0]) != plain_config(configs[1])
+    names = {"dataset": "local", "model": "tiny"}
+    assert len({choose_run_dir(config, names, None).root for config in configs}) == 2

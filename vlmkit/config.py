@@ -1060,3 +1060,8 @@ SCHEMAS: dict[str, tuple[str | None, type[Any]]] = {
     "slurm_launcher_schema": ("hydra/launcher", SlurmLauncherConfig),
     "local_launcher_schema": ("hydra/launcher", LocalLauncherConfig),
 }
+
+# Two classes of a group may have the same keys: config.yaml of a run tells them apart by these names.
+KINDS: dict[type[Any], str] = {
+    cls: schema.removesuffix("_schema") for schema, (group, cls) in SCHEMAS.items() if group in ("dataset", "packing")
+}

@@ -13,11 +13,12 @@ from typing import Any
 
 import yaml
 
-from vlmkit.config import TrainConfig
+from vlmkit.config import KINDS, TrainConfig
 from vlmkit.errors import ConfigError, UserError
 from vlmkit.paths import RunPaths, held_lock, whole_file
 from vlmkit.redact import redact
 
+KIND = "kind"  # key in config.yaml
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # eight times faster; a sweep may have hundreds of runs
 # Where a run lives and how it is watched: a run can go on with other values of these.
 NOT_IDENTITY = (
@@ -62,7 +63,10 @@ DATA_KEYS_OF_MODEL = (
 
 
 def plain_config(config: TrainConfig) -> dict[str, Any]:
-    """The config as plain values, ready for yaml and JSON, without secrets: this is what is written and compared."""
+    """The config as plain values, ready for yaml and JSON, without secrets: this is what is written and compared.
+
+    ``dataset.kind`` and ``packing.kind`` say which classes their options are of.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -70,6 +74,8 @@ def plain_config(config: TrainConfig) -> dict[str, Any]:
         return value.value if isinstance(value, Enum) else value
 
     result: dict[str, Any] = redact(plain(asdict(config)))
+    for group in ("dataset", "packing"):
+        result[group] = {KIND: KINDS[type(getattr(config, group))]} | result[group]
     return result
 
 

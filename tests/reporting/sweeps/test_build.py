@@ -239,6 +239,17 @@ def test_a_key_that_only_some_options_have_is_an_axis_for_these(tmp_path: Path) 
     assert found.heat_maps == ()  # the two never change alone
 
 
+def test_a_packer_is_named_and_what_it_has_no_setting_for_is_not(tmp_path: Path) -> None:
+    sweep = small(axes={"packing.kind": ("knapsack", "bfd")}, seeds=(0,)).write(tmp_path / "sweep")
+    best_fit = RunPaths(sweep / run_name({"packing.kind": "bfd"}, 0)).config
+    best_fit.write_text(best_fit.read_text().replace("  pool_size: 64\n", ""))
+    found = build_report(ReportConfig(sweep=str(sweep), samples=0, baseline=["packing=bfd"]))
+    assert [variant.label for variant in found.variants] == ["packing knapsack, pool_size 64", "baseline"]
+    assert [variant.is_baseline for variant in found.variants] == [False, True]
+    found = build_report(ReportConfig(sweep=str(sweep), samples=0))
+    assert found.variants[1].label == "packing bfd"
+
+
 # ---- measures ------------------------------------------------------------------------------------------
 
 

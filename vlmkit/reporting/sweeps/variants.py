@@ -1,6 +1,7 @@
 """What varied between the runs, and which runs differ in their seed alone: these are one variant."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +15,14 @@ from vlmkit.errors import ConfigError
 from vlmkit.reporting.sweeps.content import HeatMap, Measure, ThresholdLine, Thresholds, Value, Variant, Varied
 from vlmkit.reporting.sweeps.runs import ReadRun
 from vlmkit.reporting.words import listed
+from vlmkit.run_directory import KIND
 
 MOST_IN_LABEL = 3  # settings
 MOST_IN_ERROR = 8  # variants
 MOST_MEASURES = 4  # that are drawn over thresholds
 AT_LEAST = "\N{GREATER-THAN OR EQUAL TO} "
 MINIMA = tuple(f"filter.{axis}_min_rating" for axis in RATING_AXES)
+OF_KIND = re.compile(rf"(.+)\.{KIND}")
 ALL_MINIMA = "filter.*"  # no key of the config: the one value of all four, where they have one
 
 
@@ -92,7 +95,10 @@ def label_groups(groups: Sequence[Group], varied: Sequence[Varied], baseline: in
 
 
 def _differing(group: Group, other: Group, varied: Sequence[Varied]) -> list[Varied]:
-    return [one for one in varied if _text(group.settings[one.key]) != _text(other.settings[one.key])]
+    """What of a group differs, but for keys that only the other has, as its option is of another kind."""
+    own = [one for one in varied if _text(group.settings[one.key]) != _text(other.settings[one.key])]
+    other_kind = tuple(f"{kind[1]}." for one in own if (kind := OF_KIND.fullmatch(one.key)))
+    return [one for one in own if not (one.key.startswith(other_kind) and group.settings[one.key] is None)]
 
 
 def _baseline_label(group: Group, varied: Sequence[Varied]) -> str:
@@ -244,9 +250,12 @@ def _ordered(values: Iterable[Value]) -> tuple[Value, ...]:
 
 
 def _short_labels(keys: Sequence[str]) -> dict[str, str]:
-    """The ends of dotted keys that tell them apart."""
+    """The ends of dotted keys that tell them apart; a kind is called by the name of its group."""
     labels = {}
     for key in keys:
+        if kind := OF_KIND.fullmatch(key):
+            labels[key] = kind[1]
+            continue
         parts = key.split(".")
         ends = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
         labels[key] = next(
