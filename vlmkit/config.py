@@ -279,7 +279,7 @@ class EasyVQARatedConfig(EasyVQAConfig):
 
     wrong_answers: float = 0.3  # share of turns with a wrong answer, which relevance rates
     swapped_pictures: float = 0.5  # share of rows with another row's picture, which image_correspondence rates
-    no_picture_needed: float = 0.2  # share of turns that ask nothing about the picture, which visual_dependency rates
+    no_picture_needed: float = 0.1  # share of turns that ask nothing about the picture, which visual_dependency rates
     garbled_answers: float = 0.3  # share of turns with an answer in markup, which formatting rates
     rating_noise: float = 0.75  # points that ratings err by: standard deviation
     fault_seed: int = 0  # of faults and ratings; runs with other seeds see the same data

@@ -18,6 +18,7 @@ from vlmkit import entry
 from vlmkit.config import ReportConfig
 from vlmkit.preflight import check_report
 from vlmkit.redact import redact
+from vlmkit.reporting.words import share
 from vlmkit.tracking.console import Screen
 
 if TYPE_CHECKING:
@@ -55,13 +56,13 @@ def report(config: ReportConfig, command: str, folder: Path, screen: Screen) -> 
 
 def table_rows(made: "Report") -> Iterator[tuple[str, ...]]:
     """A line for each variant: the final table."""
-    from vlmkit.reporting.sweeps.wording import spread_text
+    from vlmkit.reporting.sweeps.wording import NOTHING, spread_text
 
     def score(variant: "Variant", key: str) -> str:
-        return spread_text(variant.scores[key], made.measure(key)) if key in variant.scores else "-"
+        return spread_text(variant.scores[key], made.measure(key)) if key in variant.scores else NOTHING
 
     for variant in made.variants:
-        kept = "-" if variant.kept_turns is None else f"{variant.kept_turns:.1%}"
+        kept = NOTHING if variant.kept_turns is None else share(variant.kept_turns)
         scores = (score(variant, one.key) for one in made.measures[:MOST_MEASURES])
         yield (variant.label, str(len(variant.runs)), kept, *scores)
 
