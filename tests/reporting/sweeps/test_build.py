@@ -1,6 +1,7 @@
 """What a report says of made-up sweeps whose right answer is known, and of what is missing or damaged."""
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -458,6 +459,18 @@ def test_a_question_that_one_run_was_asked_otherwise_is_no_flip(tmp_path: Path) 
     [flips] = found.flips
     assert flips.questions == found.comparisons[0].questions == 29
     assert 7 not in {flip.doc_id for flip in (*flips.gained, *flips.lost)}
+
+
+def test_of_equal_changes_each_question_is_shown_once_before_any_twice(tmp_path: Path) -> None:
+    sweep = small(axes={RELEVANCE: (1, 3)}, seeds=(0,), effects={(RELEVANCE, 3): 0.5}).write(tmp_path / "sweep")
+    for path in sweep.glob("*/evals/step_10/easyvqa/samples.jsonl"):  # of the last 10 questions each has its own prompt
+        path.write_text(re.sub(r"Is shape [01]?\d blue", "Is it blue", path.read_text()))
+    [flips] = build_report(ReportConfig(sweep=str(sweep), samples=30)).flips
+    prompts = [flip.prompt for flip in flips.gained]
+    assert prompts.count("Is it blue?") > 3
+    different = len(set(prompts))
+    assert different > 3
+    assert len(set(prompts[:different])) == different
 
 
 @pytest.mark.slow

@@ -4,10 +4,12 @@ Pictures are those of lmms-eval's task, if it can be loaded here; one is shown o
 about, by the digest beside their answers.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlmkit.errors import UserError, one_line
 from vlmkit.evaluation.samples import Line, question_of, scored_documents
@@ -57,9 +59,9 @@ def _of_task(
         [[np.mean([of_run[doc]["scores"][result.metric] for of_run in side]) for doc in common] for side in lines]
     )
     gains = means[1] - means[0]
-    order = np.argsort(-np.abs(gains), kind="stable")
+    order = _largest_first(np.abs(gains), [plain_text(lines[0][0][doc].get("prompt")) for doc in common])
     better = main.measure.higher_is_better
-    gained, lost = ([int(n) for n in order if sign * gains[n] > SAME] for sign in ((1, -1) if better else (-1, 1)))
+    gained, lost = ([n for n in order if sign * gains[n] > SAME] for sign in ((1, -1) if better else (-1, 1)))
     chosen = [*gained[:shown], *lost[:shown]]
     wanted = {common[number]: tuple(lines[0][0][common[number]].get("pictures") or ()) for number in chosen}
     pictures, note = _load_pictures(result.task, _local_data(comparer, sides[0][0], result), wanted)
@@ -77,6 +79,18 @@ def _of_task(
         questions=len(common),
         note=note,
     )
+
+
+def _largest_first(changes: NDArray[np.float64], questions: Sequence[str]) -> list[int]:
+    """Numbers by their changes; of equal ones each question comes once before any comes twice."""
+    seen: Counter[tuple[float, str]] = Counter()
+
+    def key(number: int) -> tuple[float, int]:
+        change = round(float(changes[number]), 9)
+        seen[change, questions[number]] += 1
+        return -change, seen[change, questions[number]]
+
+    return sorted(range(len(questions)), key=key)
 
 
 def _asked_all(runs: Sequence[Mapping[int, Line]]) -> list[int]:
