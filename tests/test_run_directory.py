@@ -3,6 +3,7 @@
 import pytest
 
 from tests.conftest import composed
+from vlmkit.config import BestFitConfig, read_group
 from vlmkit.run_directory import choose_run_dir, plain_config, sweep_subdir
 
 
@@ -42,3 +43,9 @@ def test_options_with_the_same_keys_are_other_configs_and_have_directories_of_th
     assert plain_config(configs[0]) != plain_config(configs[1])
     names = {"dataset": "local", "model": "tiny"}
     assert len({choose_run_dir(config, names, None).root for config in configs}) == 2
+
+
+def test_what_is_written_of_a_group_is_read_as_its_class() -> None:
+    written = plain_config(composed("train", "packing=bfd", "packing.seq_length=77"))["packing"]
+    assert written["kind"] == "bfd"
+    assert read_group(BestFitConfig, written) == BestFitConfig(seq_length=77)

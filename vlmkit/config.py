@@ -1014,8 +1014,9 @@ def read_group(cls: type[Group], plain: dict[str, Any]) -> Group:
     Raises:
         ConfigError: There is a key, or a value, that this version does not know, or a value is out of range.
     """
+    known = {key: value for key, value in plain.items() if key != KIND}
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), plain))  # type: ignore[return-value]
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), known))  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
 
@@ -1061,7 +1062,8 @@ SCHEMAS: dict[str, tuple[str | None, type[Any]]] = {
     "local_launcher_schema": ("hydra/launcher", LocalLauncherConfig),
 }
 
-# Two classes of a group may have the same keys: config.yaml of a run tells them apart by these names.
+# Two classes of a group may have the same keys: config.yaml of a run tells them apart by these names, under this key.
+KIND = "kind"
 KINDS: dict[type[Any], str] = {
     cls: schema.removesuffix("_schema") for schema, (group, cls) in SCHEMAS.items() if group in ("dataset", "packing")
 }

@@ -13,12 +13,11 @@ from typing import Any
 
 import yaml
 
-from vlmkit.config import KINDS, TrainConfig
+from vlmkit.config import KIND, KINDS, TrainConfig
 from vlmkit.errors import ConfigError, UserError
 from vlmkit.paths import RunPaths, held_lock, whole_file
 from vlmkit.redact import redact
 
-KIND = "kind"  # key in config.yaml
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # eight times faster; a sweep may have hundreds of runs
 # Where a run lives and how it is watched: a run can go on with other values of these.
 NOT_IDENTITY = (

@@ -10,12 +10,11 @@ from typing import Any
 
 import yaml
 
-from vlmkit.config import RATING_AXES
+from vlmkit.config import KIND, RATING_AXES
 from vlmkit.errors import ConfigError
 from vlmkit.reporting.sweeps.content import HeatMap, Measure, ThresholdLine, Thresholds, Value, Variant, Varied
 from vlmkit.reporting.sweeps.runs import ReadRun
 from vlmkit.reporting.words import listed
-from vlmkit.run_directory import KIND
 
 MOST_IN_LABEL = 3  # settings
 MOST_IN_ERROR = 8  # variants
