@@ -47,6 +47,6 @@ def test_the_rating_ablation_reads_a_sweep(vlmkit: Run, tmp_path: Path) -> None:
     ]
     assert len(outputs(notebook, "image/png")) >= 6, "differences, thresholds, three curves, turns kept"
     html = "".join(outputs(notebook, "text/html"))
-    assert "all ≥ 3" in html
+    assert "all ratings ≥ 3" in html
     assert "relevance" in html
     assert html.count("data:image/png;base64,") == 3, "rows of the training data"

@@ -124,9 +124,9 @@ def _variant(
     text: str,
 ) -> Variant:
     first = [each.values[0] for each in varied]
-    differing = [
-        f"{key.label} {value}" for key, value, base in zip(varied, settings, first, strict=True) if value != base
-    ]
+    differing = tuple(
+        (key.label, str(value)) for key, value, base in zip(varied, settings, first, strict=True) if value != base
+    )
     strictness = mean(key.values.index(value) / max(len(key.values) - 1, 1)
                       for key, value in zip(varied, settings, strict=True)) if varied else 0  # fmt: skip
     level = 0.62 + 0.12 * math.sin(3 * strictness)
@@ -146,8 +146,9 @@ def _variant(
     kept = 1 - 0.8 * strictness
     return Variant(
         number=number,
-        label=", ".join(differing) + text if differing else "baseline",
+        label=", ".join(map(" ".join, differing)) + text if differing else "baseline",
         settings={key.key: value for key, value in zip(varied, settings, strict=True)},
+        differences=differing,
         runs=runs,
         scores={key: spread for key, spread in spreads.items() if spread},
         kept_turns=kept,

@@ -13,7 +13,7 @@ SCORE = Measure("score", "score", "task", digits=2)
 def variant(number: int, mean: float, seeds: int = 3) -> Variant:
     spread = Spread(mean, seeds, *((None, None) if seeds == 1 else (mean - 0.1, mean + 0.1)))
     name = f"variant {number}" if number else "baseline"
-    return Variant(number, name, {}, (), {"score": spread}, None, None, is_baseline=number == 0)
+    return Variant(number, name, {}, (), (), {"score": spread}, None, None, is_baseline=number == 0)
 
 
 def against(variant: int, value: float, p: float, other: int = 0, seeds: tuple[int, int] = (3, 3)) -> Comparison:
@@ -54,7 +54,7 @@ def test_told_apart_is_a_p_below_what_the_confidence_leaves(p: float, told: bool
 
 
 def test_only_variants_with_a_result_were_there_to_choose_from() -> None:
-    without = Variant(2, "variant 2", {}, (), {}, None, None)
+    without = Variant(2, "variant 2", {}, (), (), {}, None, None)
     for more, warns in ((without, False), (variant(2, 0.4), True)):
         points = answer([variant(0, 0.5), variant(1, 0.6), more], [against(1, 0.1, 0.01)], 1).points
         assert any(point.startswith("the best of 3 is chosen by the same numbers") for point in points) is warns

@@ -12,7 +12,10 @@ from tests.evaluation.cells_on_disk import done_cell
 from tests.reporting.sweeps.made_up_sweep import RELEVANCE, VISUAL, MadeUpSweep, run_name
 from vlmkit.config import RATING_AXES, ReportConfig
 from vlmkit.errors import ConfigError
+from vlmkit.evaluation.cells import Aggregation
 from vlmkit.evaluation.merge import merge_subject
+from vlmkit.evaluation.samples import Line
+from vlmkit.jobs import read_manifest, write_manifest
 from vlmkit.paths import RunPaths
 from vlmkit.reporting.sweeps.build import build_report
 from vlmkit.reporting.sweeps.content import Report
@@ -209,13 +212,31 @@ def test_rating_minima_that_have_one_value_are_an_axis_together(tmp_path: Path) 
     (sweep / "manifest.json").unlink()
     found = build_report(ReportConfig(sweep=str(sweep), samples=0))
     labels = {variant.label for variant in found.variants}
-    assert labels == {"baseline (all ≥ 1)", "relevance_min_rating 3", "all ≥ 3", "all ≥ 4"}
-    together = next(one for one in found.thresholds if one.varied.label == "all together")
+    assert labels == {"baseline (all ratings ≥ 1)", "relevance_min_rating 3", "all ratings ≥ 3", "all ratings ≥ 4"}
+    together = next(one for one in found.thresholds if one.varied.label == "all ratings")
     assert together.varied.values == (1, 3, 4)
     [line] = together.lines
     assert [found.variants[number].settings["filter.*"] for number in line.variants] == [1, 3, 4]
     assert found.variants[line.variants[0]].is_baseline
     assert found.heat_maps == ()
+
+
+def test_all_minima_and_another_key_are_told_apart_in_words_and_on_a_map(tmp_path: Path) -> None:
+    sweep, rate = tmp_path / "sweep", "optimizer.lr_language"
+    for value in (1, 3):
+        small(axes={**dict.fromkeys(MINIMA, (value,)), rate: (1e-4, 3e-4)}, seeds=(0,)).write(sweep)
+    (sweep / "manifest.json").unlink()
+    found = build_report(ReportConfig(sweep=str(sweep), samples=0))
+    assert [variant.differences for variant in found.variants] == [
+        (),
+        (("lr_language", "0.0003"),),
+        (("all ratings", "≥ 3"),),
+        (("all ratings", "≥ 3"), ("lr_language", "0.0003")),
+    ]
+    assert found.variants[3].label == "all ratings ≥ 3, lr_language 0.0003"
+    [heat_map] = found.heat_maps
+    assert {heat_map.rows.key, heat_map.columns.key} == {rate, "filter.*"}
+    assert sorted(heat_map.variants.values()) == [0, 1, 2, 3]
 
 
 def test_some_keys_that_happen_to_have_one_value_are_not_all(tmp_path: Path) -> None:
@@ -229,26 +250,50 @@ def test_some_keys_that_happen_to_have_one_value_are_not_all(tmp_path: Path) -> 
 def test_a_key_that_only_some_options_have_is_an_axis_for_these(tmp_path: Path) -> None:
     sweep = small(axes={"packing.pool_size": (16, 64, None)}, seeds=(0,)).write(tmp_path / "sweep")
     without = RunPaths(sweep / run_name({"packing.pool_size": None}, 0)).config
-    without.write_text(without.read_text().replace("  pool_size: null\n", "  buffer_packs: 8\n"))
+    greedy = without.read_text().replace("kind: knapsack", "kind: greedy")
+    without.write_text(greedy.replace("  pool_size: null\n", "  buffer_packs: 8\n"))
     found = build_report(ReportConfig(sweep=str(sweep), samples=0))
     assert [(one.key, one.values) for one in found.varied] == [
+        ("packing.kind", ("knapsack", "greedy")),
         ("packing.pool_size", (None, 16, 64)),
-        ("packing.buffer_packs", (None, 8)),
     ]
-    assert found.variants[2].label == "pool_size null, buffer_packs 8"
+    assert found.variants[2].label == "packing greedy"
     assert {(one.varied.values, one.lines[0].variants) for one in found.thresholds} == {((16, 64), (0, 1))}
     assert found.heat_maps == ()  # the two never change alone
 
 
-def test_a_packer_is_named_and_what_it_has_no_setting_for_is_not(tmp_path: Path) -> None:
-    sweep = small(axes={"packing.kind": ("knapsack", "bfd")}, seeds=(0,)).write(tmp_path / "sweep")
-    best_fit = RunPaths(sweep / run_name({"packing.kind": "bfd"}, 0)).config
-    best_fit.write_text(best_fit.read_text().replace("  pool_size: 64\n", ""))
-    found = build_report(ReportConfig(sweep=str(sweep), samples=0, baseline=["packing=bfd"]))
-    assert [variant.label for variant in found.variants] == ["packing knapsack, pool_size 64", "baseline"]
-    assert [variant.is_baseline for variant in found.variants] == [False, True]
-    found = build_report(ReportConfig(sweep=str(sweep), samples=0))
-    assert found.variants[1].label == "packing bfd"
+def test_packers_are_an_axis_whatever_keys_come_with_them(tmp_path: Path) -> None:
+    axes = {"packing.kind": ("knapsack", "bfd"), RELEVANCE: (1, 3)}
+    sweep = small(axes=axes, seeds=(0,)).write(tmp_path / "sweep")
+    for path in sweep.glob("*packing.kind=bfd*/config.yaml"):
+        path.write_text(path.read_text().replace("  pool_size: 64\n", ""))
+    found = build_report(ReportConfig(sweep=str(sweep), samples=0, baseline=["packing=bfd", "relevance_min_rating=1"]))
+    assert [variant.label for variant in found.variants] == [
+        "packing knapsack",
+        "relevance_min_rating 3, packing knapsack",
+        "baseline",
+        "relevance_min_rating 3",
+    ]
+    [heat_map] = found.heat_maps
+    assert sorted(heat_map.variants.values()) == [0, 1, 2, 3]
+
+
+# ---- the baseline --------------------------------------------------------------------------------------
+
+
+def test_the_baseline_is_of_the_first_job_though_another_seed_of_it_began_first(tmp_path: Path) -> None:
+    first = [run_name({RELEVANCE: 1}, seed) for seed in range(2)]
+    one = small(axes={RELEVANCE: (1, 3)}, seeds=(0, 1), never_begun=first[:1]).write(tmp_path / "one")
+    write_manifest(one, sorted(read_manifest(one), key=lambda job: job.overrides[-1]))  # seed 0 of both, then seed 1
+    found = build_report(ReportConfig(sweep=str(one), samples=0))
+    assert [(variant.settings[RELEVANCE], variant.is_baseline) for variant in found.variants] == [(3, False), (1, True)]
+    assert found.notes == ()
+    none = small(axes={RELEVANCE: (1, 3)}, seeds=(0, 1), never_begun=first).write(tmp_path / "none")
+    found = build_report(ReportConfig(sweep=str(none), samples=0))
+    assert found.notes == (
+        "nothing can be read of the first job, filter.relevance_min_rating=1 seed=0: the baseline is the variant of "
+        "the first run",
+    )
 
 
 # ---- measures ------------------------------------------------------------------------------------------
@@ -310,6 +355,20 @@ def test_mme_counts_by_its_largest_scores_and_is_summed_for_the_estimates(tmp_pa
     assert scores["average"] == pytest.approx((0.5 + (1000 / 2000 + 200 / 800) / 2) / 2)
     assert scores["mme_total"] == 1200
     assert found.measure("mme_total").estimates[0].name == "InstructBLIP"
+    alone = build_report(ReportConfig(sweep=str(sweep), tasks=["mme"]))
+    assert alone.measures[0].key == "mme_total"
+
+
+def test_a_score_of_a_hundred_is_not_averaged_with_shares(tmp_path: Path) -> None:
+    sweep = small(axes={}, seeds=(0, 1), tasks=("mmstar",)).write(tmp_path / "sweep")
+    results = {"mmstar_average": 0.5, "textvqa_val_exact_match": 0.3, "vstar_bench_exact_match": 45.0}
+    for run in sweep.glob("seed=*"):
+        change_json(run / "evals" / "step_10.json", results=results, provenance={})
+        shutil.rmtree(run / "evals" / "step_10")
+    found = build_report(ReportConfig(sweep=str(sweep)))
+    assert found.variants[0].scores["average"].mean == pytest.approx(0.4)
+    assert found.measures[0].note.endswith("left out, as it is no share: vstar_bench_exact_match")
+    assert "from another program" in found.measures[1].note
 
 
 def test_imported_results_count_by_the_main_metric_of_each_task(tmp_path: Path) -> None:
@@ -415,9 +474,8 @@ def test_runs_can_be_named_and_the_same_run_twice_is_told(tmp_path: Path) -> Non
     shutil.copytree(runs[1], tmp_path / "copy")
     found = build_report(ReportConfig(runs=[*runs, str(tmp_path / "copy")], samples=0))
     assert found.title == "3 runs"
-    assert [note.partition(":")[0] for note in found.notes] == [
-        "2 runs have the same settings and seed 1, and all count"
-    ]
+    assert [note.partition(":")[0] for note in found.notes] == ["copy is left out"]
+    assert len(found.variants[0].runs) == found.variants[0].scores[SCORE].seeds == 2
     with pytest.raises(ConfigError, match=r"runs=.*seed=0: must be named once"):
         build_report(ReportConfig(runs=[runs[0], f"{runs[0]}/"]))
     (tmp_path / "link").symlink_to(runs[0])
@@ -471,6 +529,22 @@ def test_of_equal_changes_each_question_is_shown_once_before_any_twice(tmp_path:
     different = len(set(prompts))
     assert different > 3
     assert len(set(prompts[:different])) == different
+
+
+def test_of_a_pair_of_mme_one_question_is_shown(tmp_path: Path) -> None:
+    sweep = small(axes={RELEVANCE: (1, 3)}, seeds=(0,)).write(tmp_path / "sweep")
+    how = Aggregation.sum_of_strata
+    lines: list[Line] = [{"pictures": []}] * 8
+    clusters = [f"picture {number // 2}" for number in range(8)]
+    for run, scores in zip(sorted(sweep.glob("filter*")), ([0.0] * 8, [0.0, 0.0] + [200.0] * 6), strict=True):
+        cells = RunPaths(run).cells(10)
+        order = {"step": 10, "fingerprint": fingerprint(RunPaths(run))}
+        shutil.rmtree(cells / "easyvqa")
+        done_cell(cells, "mme", scores, "mme_perception_score", how, clusters=clusters, lines=lines, **order)
+        merge_subject(cells)
+    [flips] = build_report(ReportConfig(sweep=str(sweep))).flips
+    assert (flips.questions, flips.num_gained, flips.num_lost) == (4, 3, 0)
+    assert [flip.doc_id for flip in flips.gained] == [2, 4, 6]
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from vlmkit.reporting.sweeps.figures import (
     line_styles,
     save_png,
 )
+from vlmkit.reporting.sweeps.wording import tag
 
 DRAWN: dict[str, Callable[[Report], Figure]] = {
     "differences": lambda report: draw_differences(report, report.measures[0]),
@@ -95,7 +96,8 @@ def test_differences_are_grouped_by_the_keys_that_differ() -> None:
     titles = ["relevance_min_rating", "visual_dependency_min_rating", "relevance_min_rating \u00d7"]
     places = [shown.index(title) for title in titles]
     assert places == sorted(places)
-    assert shown.index("5 \u00d7 3") > places[-1]
+    [row] = [text for text in shown if text.endswith(": 5 \u00d7 3")]
+    assert shown.index(row) > places[-1]
 
 
 def test_the_axis_of_many_differences_stands_above_them_where_it_is_seen_first() -> None:
@@ -106,16 +108,24 @@ def test_the_axis_of_many_differences_stands_above_them_where_it_is_seen_first()
     assert better.xy[1] == 1
 
 
-def test_keys_that_change_as_one_are_named_once() -> None:
+def test_points_of_many_variants_are_drawn_though_the_baseline_has_none() -> None:
+    report = made_up_report({"filter.relevance_min_rating": tuple(range(1, 12))}, 1)
+    baseline, *others = report.variants
+    report = replace(report, variants=(replace(baseline, scores={}), *others))
+    shown = texts(draw_kept(report, report.measures[0]))
+    assert tag(report.variants[report.answer.best or 0]) in shown
+
+
+def test_a_cell_that_is_as_good_as_the_baseline_is_not_called_so() -> None:
     report = made_up_report(TWO_AXES, 1)
-    joint = replace(report.thresholds[0].varied, key="filter.*", label="all together")
-    thresholds = replace(report.thresholds[0], varied=joint)
-    variants = [replace(one, settings={**one.settings, "filter.*": 2 if one.number == 4 else None})
-                for one in report.variants]  # fmt: skip
-    report = replace(report, thresholds=(thresholds,), variants=tuple(variants))
-    shown = texts(draw_differences(report, report.measures[0]))
-    assert shown[shown.index("all together") + 1] == "2"
-    assert "2 \u00d7 2" not in shown
+    key = report.heat_maps[0].measure
+    baseline, *others = report.variants
+    report = replace(
+        report, variants=(baseline, *(replace(one, scores={**one.scores, key: baseline.scores[key]}) for one in others))
+    )
+    shown = texts(draw_heat_map(report, report.heat_maps[0]))
+    assert shown.count("+0.0000") == len(report.heat_maps[0].variants) - 1
+    assert shown.count("baseline") == 1
 
 
 def test_worse_and_better_change_sides_where_less_is_better() -> None:

@@ -7,7 +7,6 @@ curves.py, facts.py, holes.py             →  answer.py       in words
 """
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -23,7 +22,7 @@ from vlmkit.reporting.sweeps.curves import draw_curves
 from vlmkit.reporting.sweeps.facts import Facts, facts_of, split_shared
 from vlmkit.reporting.sweeps.flips import find_flips
 from vlmkit.reporting.sweeps.holes import find_holes
-from vlmkit.reporting.sweeps.runs import KEPT_SAMPLES, KEPT_TURNS, ReadRun, Watch, describe_state, read_runs
+from vlmkit.reporting.sweeps.runs import KEPT_SAMPLES, KEPT_TURNS, Found, ReadRun, Watch, describe_state, read_runs
 from vlmkit.reporting.sweeps.scores import Scored, choose_measures, choose_steps
 from vlmkit.reporting.sweeps.variants import (
     Group,
@@ -34,7 +33,9 @@ from vlmkit.reporting.sweeps.variants import (
     find_varied,
     group_runs,
     label_groups,
+    tell_differences,
     with_joint,
+    without_copies,
 )
 
 
@@ -50,34 +51,43 @@ def build_report(config: ReportConfig, command: str = "", watch: Watch = iter) -
         ConfigError: There is nothing to report on, or a key names what is not there.
     """
     found = read_runs(config, watch)
-    varied = find_varied(found.runs)
-    groups = group_runs(found.runs, varied)
-    baseline = find_baseline(groups, varied, config.baseline)
+    runs, notes = without_copies(found.runs)
+    varied = find_varied(runs)
+    groups = group_runs(runs, varied)
+    baseline = find_baseline(groups, varied, config.baseline, found.of_first_job)
     joint = find_joint(varied, groups)
-    steps = choose_steps(found.runs, config.step)
-    measures = choose_measures(found.runs, steps, config.tasks)
+    steps = choose_steps(runs, config.step)
+    measures = choose_measures(runs, steps, config.tasks)
     answers = read_answers(steps, measures)
     comparer = Comparer(groups, steps, answers, config.confidence)
-    shared, facts = split_shared([facts_of(run) for run in found.runs])
-    facts_by_run = dict(zip(found.runs, facts, strict=True))
+    shared, facts = split_shared([facts_of(run) for run in runs])
+    facts_by_run = dict(zip(runs, facts, strict=True))
     variants = tuple(
         Variant(
             number,
             label,
             with_joint(group.settings, joint),
+            differences,
             runs=tuple(_run(run, steps.of[run], measures, facts_by_run[run]) for run in group.runs),
             scores=_spreads(comparer, group, measures),
             kept_turns=_kept(group, KEPT_TURNS),
             kept_samples=_kept(group, KEPT_SAMPLES),
             is_baseline=number == baseline,
         )
-        for number, (group, label) in enumerate(zip(groups, label_groups(groups, varied, baseline), strict=True))
+        for number, (group, label, differences) in enumerate(
+            zip(
+                groups,
+                label_groups(groups, varied, baseline),
+                tell_differences(groups, varied, baseline),
+                strict=True,
+            )
+        )
     )
     main = measures[0] if measures else None
     best = _best(variants, main)
     comparisons = compare_with_baseline(comparer, baseline, measures) if measures else ()
     against_best = () if main is None or best is None else compare_with_best(comparer, best, main)
-    holes = tuple(map(_without_secrets, (*found.holes, *find_holes(found.runs, steps, measures))))
+    holes = tuple(map(_without_secrets, (*found.holes, *find_holes(runs, steps, measures))))
     shown = [one.measure for one in measures]
     return Report(
         title=found.title,
@@ -97,18 +107,18 @@ def build_report(config: ReportConfig, command: str = "", watch: Watch = iter) -
             )
         ),
         varied=varied,
-        seeds=tuple(sorted({run.seed for run in found.runs})),
+        seeds=tuple(sorted({run.seed for run in runs})),
         measures=tuple(shown),
         variants=variants,
         curves=draw_curves(groups, measures),
         thresholds=find_thresholds(variants, varied, joint, shown),
-        heat_maps=find_heat_maps(variants, varied, shown[0]) if shown else (),
+        heat_maps=find_heat_maps(variants, varied, joint, shown[0]) if shown else (),
         comparisons=comparisons,
         against_best=against_best,
         flips=_flips(comparer, config, baseline, best, main, variants),
         holes=holes,
-        notes=tuple(_notes(found.problem, groups, answers.notes)),
-        shared=shared,
+        notes=(*_notes(found, config), *notes, *answers.notes),
+        shared=_redacted(shared),
     )
 
 
@@ -122,8 +132,12 @@ def _run(run: ReadRun, step: int, measures: Sequence[Scored], facts: Facts) -> R
         run.is_done,
         step if scores else None,
         scores,
-        tuple((name, redact(text)) for name, text in facts),
+        _redacted(facts),
     )
+
+
+def _redacted(facts: Facts) -> Facts:
+    return tuple((name, redact(text)) for name, text in facts)
 
 
 def _without_secrets(hole: Hole) -> Hole:
@@ -172,13 +186,8 @@ def _flips(
     return tuple(find_flips(comparer, baseline, other, main, config.samples))
 
 
-def _notes(problem: str | None, groups: Sequence[Group], differing: Sequence[str]) -> Iterable[str]:
-    if problem is not None:
-        yield f"{problem}: runs are found as far as their own folders are"
-    for group in groups:
-        count = Counter(run.seed for run in group.runs)
-        for seed, runs in count.items():
-            if runs > 1:
-                names = ", ".join(run.name for run in group.runs if run.seed == seed)
-                yield f"{runs} runs have the same settings and seed {seed}, and all count: {names}"
-    yield from differing
+def _notes(found: Found, config: ReportConfig) -> Iterable[str]:
+    if found.problem is not None:
+        yield f"{found.problem}: runs are found as far as their own folders are"
+    if not config.baseline and not found.of_first_job:
+        yield f"nothing can be read of the first job, {found.first_job}: the baseline is the variant of the first run"

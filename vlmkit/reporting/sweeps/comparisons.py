@@ -194,7 +194,7 @@ class Comparer:
         elif min(seeds) == 1:
             yield "1 seed on one side: taken to vary as the other's do"
         if scored.parts and len(paired) < len(scored.parts):
-            yield "by the seeds alone: what was answered is not there, or was not the same"
+            yield "by the seeds alone: not all scores are means over the same questions, whose answers are there"
         all_questions = sum(self._most_questions(part) for part, _ in scored.parts)
         common = sum(part.a.shape[1] for part in paired)
         if paired and common < all_questions:
@@ -210,16 +210,15 @@ class Comparer:
 def compare_with_baseline(comparer: Comparer, baseline: int, measures: Sequence[Scored]) -> tuple[Comparison, ...]:
     """Every other variant against the baseline, by every measure that is no sum of others shown.
 
-    Holm's correction is for all comparisons of the main measure; those of the others are a family of their own. The
-    validation loss counts only where it is the main one.
+    Holm's correction is for all comparisons of the main measure; those of other results are a family of their own, and
+    those of the validation loss.
     """
     main, *others = measures
+    results = [one for one in others if len(one.parts) == 1]
+    losses = [one for one in others if one.measure is VAL_LOSS]
     found = []
-    for family in ([main], [one for one in others if len(one.parts) == 1]):
+    for family in ([main], results, losses):
         found += _corrected([c for one in family for c in _with_baseline(comparer, baseline, one)])
-    for one in others:
-        if one.measure is VAL_LOSS:
-            found += _with_baseline(comparer, baseline, one)
     return tuple(found)
 
 

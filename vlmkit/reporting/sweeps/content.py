@@ -77,6 +77,7 @@ class Variant:
     number: int  # place in the report's variants
     label: str  # short: what differs from the baseline, "relevance_min_rating 3"; "baseline"
     settings: Mapping[str, Value]  # of each varied key
+    differences: tuple[tuple[str, str], ...]  # from the baseline: name and value, as in ("relevance_min_rating", "3")
     runs: tuple[Run, ...]
     scores: Mapping[str, Spread]  # key of a measure → over the seeds
     kept_turns: float | None  # share of the dataset's turns that pass the filter, 0 to 1; None: not known

@@ -39,6 +39,7 @@ from vlmkit.reporting.sweeps.wording import (
     is_better,
     is_told_apart,
     one_line,
+    show_value,
     tag,
     value_text,
 )
@@ -209,26 +210,18 @@ def draw_differences(report: Report, measure: Measure) -> Figure:
 
 def _forest_rows(report: Report, comparisons: Mapping[int, Comparison]) -> Iterator[tuple[str, Comparison | None]]:
     """Text and comparison of each row; a row without a comparison names what differs in those below it."""
-    differing = [(_differing(report, each), each) for each in report.variants if each.number in comparisons]
-    differing.sort(key=lambda pair: (len(pair[0][0]), pair[0][0]))  # of the same keys in the report's order
-    for names, group in groupby(differing, key=lambda pair: pair[0][0]):
-        for name in names:
-            yield name + ("" if name is names[-1] else " \u00d7"), None
-        for (_, values), variant in group:
-            yield values or variant.label, comparisons[variant.number]
 
+    def names(variant: Variant) -> tuple[str, ...]:
+        return tuple(name for name, _ in variant.differences)
 
-def _differing(report: Report, variant: Variant) -> tuple[tuple[str, ...], str]:
-    """Names and values of the keys in which a variant differs from the baseline."""
-    baseline = baseline_of(report)
-    base = baseline.settings if baseline else variant.settings
-    varied = [each for each in report.varied if variant.settings.get(each.key) != base.get(each.key)]
-    known = {each.key for each in report.varied}
-    joint = (each.varied for each in report.thresholds if each.varied.key not in known)  # keys that change as one
-    if len(varied) > 1:
-        varied = next(([each] for each in joint if variant.settings.get(each.key) is not None), varied)
-    values = " \u00d7 ".join(str(variant.settings[each.key]) for each in varied)
-    return tuple(each.label for each in varied), values
+    compared = [each for each in report.variants if each.number in comparisons]
+    compared.sort(key=lambda each: (len(each.differences), names(each)))  # of the same keys in the report's order
+    for differing, group in groupby(compared, key=names):
+        for name in differing:
+            yield name + ("" if name is differing[-1] else " \u00d7"), None
+        for variant in group:
+            values = " \u00d7 ".join(value for _, value in variant.differences)
+            yield f"{tag(variant)}: {values}", comparisons[variant.number]
 
 
 def _forest_range(comparisons: Iterable[Comparison]) -> tuple[float, float]:
@@ -405,7 +398,7 @@ def draw_thresholds(report: Report, thresholds: Thresholds) -> Figure:
     knows_kept = any(
         report.variants[number].kept_turns is not None for line in thresholds.lines for number in line.variants
     )
-    names = [one_line(str(value), VALUE_CHARACTERS) for value in thresholds.varied.values]
+    names = [one_line(show_value(value), VALUE_CHARACTERS) for value in thresholds.varied.values]
     is_crowded = sum(len(name) * CHARACTER + 3 for name in names) > WIDTH - 68
     slanted = max(map(len, names)) * CHARACTER * 0.71 - TEXT if is_crowded else 0  # height besides
     below = (112 if knows_kept else 40) + slanted
@@ -495,14 +488,16 @@ def draw_heat_map(report: Report, heat_map: HeatMap) -> Figure:
         if measure.key in report.variants[number].scores
     }
     rows, columns = heat_map.rows.values, heat_map.columns.values
-    row_labels = [one_line(str(value), 10) for value in rows]
+    row_labels = [one_line(show_value(value), 10) for value in rows]
     left = max(len(text) for text in row_labels) * CHARACTER + 12
     width = max(WIDTH, left + len(columns) * CELL_WIDTH + 2)
     with _style():
         figure, axes = _one_axes(len(rows) * CELL_HEIGHT, left, width - left - len(columns) * CELL_WIDTH,
                                  top=86, bottom=6, width=width)  # fmt: skip
         axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
-        axes.set_xticks([place + 0.5 for place in range(len(columns))], [one_line(str(each), 7) for each in columns])
+        axes.set_xticks(
+            [place + 0.5 for place in range(len(columns))], [one_line(show_value(each), 7) for each in columns]
+        )
         axes.set_yticks([place + 0.5 for place in range(len(rows))], row_labels)
         axes.tick_params(length=0, labeltop=True, labelbottom=False, colors=INK)
         axes.spines[:].set_visible(False)
@@ -513,9 +508,15 @@ def draw_heat_map(report: Report, heat_map: HeatMap) -> Figure:
         furthest = max((abs(mean - base.mean) for mean in means.values()), default=0) if base else 0
         for row, row_value in enumerate(rows):
             for column, column_value in enumerate(columns):
-                mean = means.get((row_value, column_value))
-                difference = mean - base.mean if mean is not None and base else None
-                _draw_cell(axes, (column, row), mean, difference, furthest, measure)
+                place, pair = (column, row), (row_value, column_value)
+                mean = means.get(pair)
+                if mean is None or base is None:
+                    _draw_cell(axes, place, None if mean is None else value_text(mean, measure.digits))
+                elif report.variants[heat_map.variants[pair]].is_baseline:
+                    _draw_cell(axes, place, "baseline")
+                else:
+                    gain = (mean - base.mean) * (1 if measure.higher_is_better else -1) / (furthest or 1)
+                    _draw_cell(axes, place, difference_text(mean - base.mean, measure.digits), gain)
         _frame_baseline(axes, heat_map, baseline)
     return figure
 
@@ -527,19 +528,14 @@ def _frame_baseline(axes: Axes, heat_map: HeatMap, baseline: Variant | None) -> 
             axes.add_patch(Rectangle(corner, 0.94, 0.9, fill=False, edgecolor=INK, linewidth=1.5))
 
 
-def _draw_cell(
-    axes: Axes, corner: tuple[int, int], mean: float | None, difference: float | None, furthest: float, measure: Measure
-) -> None:
-    column, row = corner
+def _draw_cell(axes: Axes, place: tuple[int, int], text: str | None, gain: float = 0.0) -> None:
+    """A cell; None: hatched. ``gain`` is -1 to 1, as much as it is better than the baseline."""
+    column, row = place
     box: dict[str, Any] = {"xy": (column + 0.03, row + 0.05), "width": 0.94, "height": 0.9, "linewidth": 0}
-    if mean is None:
+    if text is None:
         axes.add_patch(Rectangle(**box, facecolor="none", edgecolor=FAINT, hatch="////"))
         return
-    text = value_text(mean, measure.digits)
-    if difference is not None:
-        colour = BETTER if (difference > 0) == measure.higher_is_better else WORSE
-        axes.add_patch(Rectangle(**box, facecolor=colour, alpha=STRONGEST * abs(difference) / (furthest or 1)))
-        text = difference_text(difference, measure.digits) if difference else "baseline"
+    axes.add_patch(Rectangle(**box, facecolor=BETTER if gain > 0 else WORSE, alpha=STRONGEST * abs(gain)))
     axes.text(column + 0.5, row + 0.5, text, ha="center", va="center_baseline", size=TEXT)
 
 
@@ -570,7 +566,7 @@ def draw_kept(report: Report, measure: Measure) -> Figure:
 
 def _worth_a_name(report: Report, points: Sequence[Variant]) -> list[Variant]:
     """All of few variants, else the baseline and the best one, as names would hide each other."""
-    if len(points) <= MAX_COLOURED:
+    if len(report.variants) <= MAX_COLOURED:
         return list(points)
     return [one for one in points if one.is_baseline or one.number == report.answer.best]
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmkit.errors import UserError, one_line
-from vlmkit.evaluation.samples import Line, question_of, scored_documents
+from vlmkit.evaluation.samples import Line, cluster_of, question_of, scored_documents
+from vlmkit.evaluation.scoring import counts_pairs
 from vlmkit.reporting.pictures import picture_uri
 from vlmkit.reporting.sweeps.comparisons import Comparer, find_cell
 from vlmkit.reporting.sweeps.content import Flip, Flips
@@ -41,7 +42,7 @@ def find_flips(comparer: Comparer, baseline: int, other: int, main: Scored, show
         answers = comparer.answers.of.get(result)
         paired = answers.paired(sides[0], sides[1], 1.0) if answers and all(sides) else None
         if paired is not None:
-            found.append(_of_task(comparer, sides, result, main, other, shown))
+            found.append(_of_task(comparer, sides, result, main, other, shown, counts_pairs(paired.aggregation)))
     return found
 
 
@@ -52,9 +53,12 @@ def _of_task(
     main: Scored,
     other: int,
     shown: int,
+    in_pairs: bool,
 ) -> Flips:
     lines = [[_lines(comparer, run, result) for run in side] for side in sides]
     common = _asked_all(lines[0] + lines[1])
+    if in_pairs:  # both of a pair have its score: the first stands for it
+        common = list({cluster_of(lines[0][0][doc]): doc for doc in reversed(common)}.values())[::-1]
     means = np.array(
         [[np.mean([of_run[doc]["scores"][result.metric] for of_run in side]) for doc in common] for side in lines]
     )

@@ -80,6 +80,11 @@ class ReadRun:
         return RunPaths(self.job.entry.folder)
 
     @property
+    def reached(self) -> int:
+        """The step that it is at; 0: that cannot be told."""
+        return 0 if self.job.run is None else self.job.run.reached
+
+    @property
     def is_done(self) -> bool:
         """Whether it trained to its end."""
         return self.job.run is not None and self.job.run.is_whole
@@ -91,6 +96,8 @@ class Found:
 
     title: str
     runs: list[ReadRun]  # in the order in which they were started
+    of_first_job: list[ReadRun]  # those that differ from the first job in their seed alone; itself, if it has begun
+    first_job: str  # its name
     holes: list[Hole]  # those of which nothing is known
     problem: str | None  # with the manifest
 
@@ -132,7 +139,14 @@ def read_runs(config: ReportConfig, watch: Watch = iter) -> Found:
         key = f"sweep={config.sweep}" if config.sweep is not None else "runs"
         why = f"; {holes[0].run}: {holes[0].why}" if holes else ""
         raise ConfigError(f"{key}: no run has begun that can be read{why}")
-    return Found(title, runs, holes, problem)
+    first = entries[0].name
+    of_first = [run for run in runs if _without_seed(run.name) == _without_seed(first)]
+    return Found(title, runs, of_first, first, holes, problem)
+
+
+def _without_seed(name: str) -> list[str]:
+    """The overrides in a job's name, but for its seed."""
+    return [override for override in name.split(" ") if not override.startswith("seed=")]
 
 
 def read_run(job: JobOfSweep) -> ReadRun | Hole:

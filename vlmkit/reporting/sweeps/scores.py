@@ -5,7 +5,7 @@ result of a task's first samples only never counts as one of all.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vlmkit.config import require
@@ -154,7 +154,11 @@ def choose_measures(runs: Sequence[ReadRun], steps: Steps, tasks: Sequence[str] 
         ConfigError: None of the runs was evaluated on one of ``tasks``.
     """
     of_run = [
-        [result for result in results_of(run.results.get(step)) if tasks is None or result.task in tasks]
+        {
+            each: value
+            for each, value in results_of(run.results.get(step)).items()
+            if tasks is None or each.task in tasks
+        }
         for run, step in steps.of.items()
     ]
     count = Counter(result for results in of_run for result in results)
@@ -166,12 +170,16 @@ def choose_measures(runs: Sequence[ReadRun], steps: Steps, tasks: Sequence[str] 
     order = _task_order(runs)
     results = sorted(count, key=lambda each: (-count[each], each.limit is not None, order.get(each.task, len(order))))
     higher = {result: _is_higher_better(result, steps) for result in results}
-    own = [Scored(_measure(result, higher[result]), ((result, 1.0),)) for result in results]
+    imported = {key for run, step in steps.of.items() if step in run.results for key in run.results[step].imported}
+    own = [Scored(_measure(result, higher[result], result.key in imported), ((result, 1.0),)) for result in results]
     scored = [run for run in of_run if run]
     whole = [result for result in results if result.limit is None and higher[result]]
-    common = [result for result in whole if all(result in run for run in scored)]
+    common = {result: [run[result] for run in scored] for result in whole if all(result in run for run in scored)}
+    average, totals = _average(common), _mme_total(results)
+    # MME alone is judged by both halves; beside other tasks its sum is only shown.
+    rest = [*totals, *own] if {result.task for result in results} == {"mme"} else [*own, *totals]
     last = [Scored(VAL_LOSS)] if any(run.rows.val_losses for run in runs) else []
-    return [*_average(common), *own, *_mme_total(results), *last]
+    return [*average, *rest, *last]
 
 
 def _is_higher_better(result: Result, steps: Steps) -> bool:
@@ -181,7 +189,7 @@ def _is_higher_better(result: Result, steps: Steps) -> bool:
     return next((cell.metrics[result.metric].higher_is_better for cell in cells), True)
 
 
-def _measure(result: Result, higher_is_better: bool = True) -> Measure:
+def _measure(result: Result, higher_is_better: bool = True, is_imported: bool = False) -> Measure:
     first = "" if result.limit is None else f", first {result.limit:,}"
     metric = "" if result.key == result.task else f" {result.metric.removeprefix(f'{result.task}_')}"
     return Measure(
@@ -192,22 +200,33 @@ def _measure(result: Result, higher_is_better: bool = True) -> Measure:
         higher_is_better,
         digits=1 if result.key in LARGEST else 4,
         estimates=() if result.limit is not None else ESTIMATES.get(result.key, ()),
-        note="" if result.limit is None else f"of the task's first {result.limit:,} samples only",
+        note="; ".join(_remarks(result, is_imported)),
     )
 
 
-def _average(common: Sequence[Result]) -> list[Scored]:
-    """Over tasks that all runs with results have, each counted the same; nothing for one task.
+def _remarks(result: Result, is_imported: bool) -> Iterator[str]:
+    if result.limit is not None:
+        yield f"of the task's first {result.limit:,} samples only"
+    if is_imported:
+        yield "some runs have it from another program, which does not say of how many samples"
 
-    None of them is limited, and of all of them more is better.
+
+def _average(values: Mapping[Result, Sequence[float]]) -> list[Scored]:
+    """Over tasks, each counted the same; nothing for one task. A score that is no share, as one of 100, is left out.
+
+    Args:
+        values: What all runs with results have of results that are not limited, and of which more is better.
     """
+    common = [each for each, of in values.items() if each.key in LARGEST or (min(of) >= 0 and max(of) <= 1)]
     of_task = Counter(result.task for result in common)
     if len(of_task) < 2:
         return []
     parts = tuple((result, 1 / len(of_task) / of_task[result.task] / LARGEST.get(result.key, 1.0)) for result in common)
     tasks = ", ".join(of_task)
     scaled = "; MME's scores are divided by 2,000 and 800" if "mme" in of_task else ""
-    note = f"mean of the main metrics of {tasks}, which all runs with results have{scaled}"
+    others = ", ".join(each.key for each in values if each not in common)
+    left_out = f"; left out, as it is no share: {others}" if others else ""
+    note = f"mean of the main metrics of {tasks}, which all runs with results have{scaled}{left_out}"
     return [Scored(Measure(AVERAGE, f"average of {len(of_task)} tasks", note=note), parts)]
 
 

@@ -14,6 +14,7 @@ from vlmkit.config import KIND, RATING_AXES
 from vlmkit.errors import ConfigError
 from vlmkit.reporting.sweeps.content import HeatMap, Measure, ThresholdLine, Thresholds, Value, Variant, Varied
 from vlmkit.reporting.sweeps.runs import ReadRun
+from vlmkit.reporting.sweeps.wording import show_value
 from vlmkit.reporting.words import listed
 
 MOST_IN_LABEL = 3  # settings
@@ -23,6 +24,9 @@ AT_LEAST = "\N{GREATER-THAN OR EQUAL TO} "
 MINIMA = tuple(f"filter.{axis}_min_rating" for axis in RATING_AXES)
 OF_KIND = re.compile(rf"(.+)\.{KIND}")
 ALL_MINIMA = "filter.*"  # no key of the config: the one value of all four, where they have one
+ALL_RATINGS = "all ratings"  # its label
+
+Told = tuple[tuple[str, str], ...]  # settings in words: name and value of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +37,39 @@ class Group:
     runs: tuple[ReadRun, ...]  # by seed
 
 
+def without_copies(runs: Sequence[ReadRun]) -> tuple[list[ReadRun], list[str]]:
+    """One run for each variant and seed, the furthest: the same once more tells nothing of other seeds.
+
+    Returns:
+        The runs, in their order, and a note for each that is left out.
+    """
+    alike: dict[str, list[ReadRun]] = {}
+    for run in runs:
+        alike.setdefault(_text([run.settings, run.seed]), []).append(run)
+    kept = [max(copies, key=lambda run: run.reached) for copies in alike.values()]
+    notes = [
+        f"{run.name} is left out: it has the same settings and seed as {one.name}"
+        for one, copies in zip(kept, alike.values(), strict=True)
+        for run in copies
+        if run is not one
+    ]
+    return kept, notes
+
+
 def find_varied(runs: Sequence[ReadRun]) -> tuple[Varied, ...]:
     """The keys whose values differ between runs; one that is not there counts as null."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     differing = [key for key in keys if len({_text(run.settings.get(key)) for run in runs}) > 1]
+    differing = [key for key in differing if not _comes_with_kind(key, runs, differing)]
     labels = _short_labels(differing)
     return tuple(Varied(key, labels[key], _ordered(run.settings.get(key) for run in runs)) for key in differing)
+
+
+def _comes_with_kind(key: str, runs: Sequence[ReadRun], differing: Sequence[str]) -> bool:
+    """Whether only options of another kind lack a key, and all others have one value of it: the kind says it all."""
+    kind = f"{key.partition('.')[0]}.{KIND}"
+    having = [run.settings[key] for run in runs if key in run.settings]
+    return key != kind and kind in differing and len(having) < len(runs) and len(set(map(_text, having))) == 1
 
 
 def group_runs(runs: Sequence[ReadRun], varied: Sequence[Varied]) -> list[Group]:
@@ -52,20 +83,24 @@ def group_runs(runs: Sequence[ReadRun], varied: Sequence[Varied]) -> list[Group]
     ]
 
 
-def find_baseline(groups: Sequence[Group], varied: Sequence[Varied], wanted: Sequence[str] | None) -> int:
-    """The variant with some settings; if none are given, that of the first run.
+def find_baseline(
+    groups: Sequence[Group], varied: Sequence[Varied], wanted: Sequence[str] | None, of_first_job: Sequence[ReadRun]
+) -> int:
+    """The variant with some settings; if none are given, that of the first job, else of the first run.
 
     Args:
         groups: The variants.
         varied: What differs between them.
         wanted: KEY=VALUE of some varied keys, each by its whole name or its label.
+        of_first_job: Runs of the first job's variant, as far as some have begun.
 
     Raises:
         ConfigError: They fit no variant, or several.
     """
     fitting = list(range(len(groups)))
     if not wanted:
-        return 0
+        first = [_text(run.settings) for run in of_first_job]
+        return next((number for number in fitting if _text(groups[number].runs[0].settings) in first), 0)
     key = f"baseline=[{','.join(wanted)}]"
     names = {name: one.key for one in varied for name in (one.key, one.label)}
     for setting in wanted:
@@ -81,15 +116,20 @@ def find_baseline(groups: Sequence[Group], varied: Sequence[Varied], wanted: Seq
     return fitting[0]
 
 
+def tell_differences(groups: Sequence[Group], varied: Sequence[Varied], baseline: int) -> list[Told]:
+    """What each variant differs in from the baseline."""
+    return [_told(group.settings, _differing(group, groups[baseline], varied), varied) for group in groups]
+
+
 def label_groups(groups: Sequence[Group], varied: Sequence[Varied], baseline: int) -> list[str]:
     """A short name for each variant, all different: what differs from the baseline."""
     if len(groups) == 1:
         return ["all runs"]
     labels: list[str] = []
-    for number, group in enumerate(groups):
-        own = _differing(group, groups[baseline], varied)
-        label = _baseline_label(group, varied) if number == baseline else _label(group, own)
-        labels.append(f"{label} ({number})" if label in labels else label)
+    for number, differences in enumerate(tell_differences(groups, varied, baseline)):
+        named = listed([f"{name} {value}" for name, value in differences], MOST_IN_LABEL, ", ")
+        label = _baseline_label(groups[baseline], varied) if number == baseline else named
+        labels.append(f"{label} ({number + 1})" if label in labels else label)
     return labels
 
 
@@ -101,39 +141,24 @@ def _differing(group: Group, other: Group, varied: Sequence[Varied]) -> list[Var
 
 
 def _baseline_label(group: Group, varied: Sequence[Varied]) -> str:
-    """As in "baseline (all ≥ 3)", where its settings are so short to say."""
-    told = _told(group.settings, varied)
-    return f"baseline ({told[0]})" if len(told) == 1 else "baseline"
+    """As in "baseline (all ratings ≥ 3)", where its settings are so short to say."""
+    told = _told(group.settings, varied, varied)
+    return f"baseline ({' '.join(told[0])})" if len(told) == 1 else "baseline"
 
 
-def _told(settings: Mapping[str, Value], varied: Sequence[Varied]) -> list[str]:
-    """Settings in words: the four minima as one if they are the same."""
-    value = _of_all_minima(settings) if {*MINIMA} <= {one.key for one in varied} else None
-    others = [one for one in varied if value is None or one.key not in MINIMA]
-    together = [] if value is None else [f"all {AT_LEAST}{value}"]
-    return together + [describe_settings(settings, [one]) for one in others]
-
-
-def _label(group: Group, own: Sequence[Varied]) -> str:
-    return listed(_told(group.settings, own), MOST_IN_LABEL, ", ")
+def _told(settings: Mapping[str, Value], own: Sequence[Varied], varied: Sequence[Varied]) -> Told:
+    """Some settings in words: several rating minima as one if all four vary and have one value here."""
+    minima = [one for one in own if one.key in MINIMA]
+    value = _of_all_minima(settings) if len(minima) > 1 and {*MINIMA} <= {one.key for one in varied} else None
+    if value is None:
+        return tuple((one.label, show_value(settings[one.key])) for one in own)
+    others = [(one.label, show_value(settings[one.key])) for one in own if one not in minima]
+    return ((ALL_RATINGS, f"{AT_LEAST}{value}"), *others)
 
 
 def describe_settings(settings: Mapping[str, Value], varied: Iterable[Varied]) -> str:
     """As in "relevance_min_rating 3, seq_length 512"."""
     return ", ".join(f"{one.label} {show_value(settings[one.key])}" for one in varied)
-
-
-def show_value(value: Value) -> str:
-    """As it is written on the command line; numbers short."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case float():
-            return f"{value:g}"
-        case _:
-            return str(value)
 
 
 def find_joint(varied: Sequence[Varied], groups: Sequence[Group]) -> Varied | None:
@@ -142,7 +167,7 @@ def find_joint(varied: Sequence[Varied], groups: Sequence[Group]) -> Varied | No
         return None
     of_groups = (_of_all_minima(group.settings) for group in groups)
     values = _ordered(value for value in of_groups if value is not None)
-    return Varied(ALL_MINIMA, "all together", values) if len(values) > 1 else None
+    return Varied(ALL_MINIMA, ALL_RATINGS, values) if len(values) > 1 else None
 
 
 def with_joint(settings: Mapping[str, Value], joint: Varied | None) -> Mapping[str, Value]:
@@ -170,11 +195,10 @@ def find_thresholds(
         measures: The main one first.
     """
     found = []
-    axes = [(one, {one.key}) for one in varied] + ([(joint, {*MINIMA})] if joint else [])
-    for one, keys in axes:
+    for one in [*varied, *([joint] if joint else [])]:
         own = [each for each in variants if each.settings[one.key] is not None]
         axis = replace(one, values=_ordered(each.settings[one.key] for each in own))
-        others = [other for other in varied if other.key not in keys]
+        others = [other for other in varied if other.key not in _keys_of(one)]
         if axis.is_numeric and (lines := _lines(own, axis, others)):
             found += [Thresholds(axis, measure.key, lines) for measure in measures[:MOST_MEASURES]]
     return tuple(found)
@@ -200,13 +224,26 @@ def _lines(variants: Sequence[Variant], one: Varied, others: Sequence[Varied]) -
     )
 
 
-def find_heat_maps(variants: Sequence[Variant], varied: Sequence[Varied], measure: Measure) -> tuple[HeatMap, ...]:
-    """For each two keys that were changed both alone and at once, all else being as in the baseline."""
+def find_heat_maps(
+    variants: Sequence[Variant], varied: Sequence[Varied], joint: Varied | None, measure: Measure
+) -> tuple[HeatMap, ...]:
+    """For each two axes that were changed both alone and at once, all else being as in the baseline.
+
+    Args:
+        variants: Their settings have values on the joint axis, too.
+        varied: What differs between them.
+        joint: The axis of all rating minima.
+        measure: What is shown.
+    """
     baseline = next(variant for variant in variants if variant.is_baseline)
     found = []
-    for rows, columns in combinations(varied, 2):
-        others = [one for one in varied if one not in (rows, columns)]
-        own = [v for v in variants if all(_same(v, baseline, other) for other in others)]
+    for rows, columns in combinations([*varied, *([joint] if joint else [])], 2):
+        keys = _keys_of(rows) | _keys_of(columns)
+        if len(keys) < len(_keys_of(rows)) + len(_keys_of(columns)):  # one of the four minima is none beside all four
+            continue
+        others = [one for one in varied if one.key not in keys]
+        placed = [v for v in variants if joint not in (rows, columns) or v.settings[ALL_MINIMA] is not None]
+        own = [v for v in placed if all(_same(v, baseline, other) for other in others)]
         cells = {(v.settings[rows.key], v.settings[columns.key]): v.number for v in own}
         at_once = any(not _same(v, baseline, rows) and not _same(v, baseline, columns) for v in own)
         if at_once and all(map(_has_line, zip(*cells, strict=True))):
@@ -215,6 +252,11 @@ def find_heat_maps(variants: Sequence[Variant], varied: Sequence[Varied], measur
             )
             found.append(HeatMap(kept_rows, kept_columns, measure.key, cells))
     return tuple(found)
+
+
+def _keys_of(axis: Varied) -> set[str]:
+    """The keys of the config that change along an axis."""
+    return {*MINIMA} if axis.key == ALL_MINIMA else {axis.key}
 
 
 def _has_line(values: Iterable[Value]) -> bool:

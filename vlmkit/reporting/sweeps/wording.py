@@ -1,9 +1,22 @@
 """Numbers as a report shows them, and what may be said of them."""
 
-from vlmkit.reporting.sweeps.content import Comparison, Measure, Report, Spread, Variant
+from vlmkit.reporting.sweeps.content import Comparison, Measure, Report, Spread, Value, Variant
 
 MINUS = "\u2212"
 NOTHING = "\u2013"  # where a number is missing
+
+
+def show_value(value: Value) -> str:
+    """As it is written on the command line; numbers short."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:g}"
+        case _:
+            return str(value)
 
 
 def value_text(value: float, digits: int) -> str:
