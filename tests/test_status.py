@@ -403,6 +403,26 @@ def test_a_sweep_that_was_moved_is_told_where_it_is(tmp_path: Path, capsys: pyte
     ]  # fmt: skip
 
 
+def test_a_folder_that_links_lead_to_as_well_is_told_once_by_its_own_name(tmp_path: Path) -> None:
+    sweep, outside = tmp_path / "sweep", tmp_path / "outside" / "run"
+    for folder in (sweep / "seed=0", sweep / "seed=1", outside):
+        folder.parent.mkdir(exist_ok=True)
+        make_run(RunPaths(folder))
+    for name, target in {"latest": "seed=1", "whole": ".", "other": outside, "the same": outside}.items():
+        (sweep / name).symlink_to(target)
+    (tmp_path / "link").symlink_to(sweep)
+    for named in (sweep, tmp_path / "link"):
+        entries, _ = read_entries(named)
+        assert [each.name for each in entries] == ["other", "seed=0", "seed=1"]
+
+
+def test_a_link_to_a_job_of_the_manifest_is_none_of_its_own(tmp_path: Path) -> None:
+    make_sweep(tmp_path / "sweep")
+    (tmp_path / "sweep" / "latest").symlink_to("seed=3")
+    entries, _ = read_entries(tmp_path / "sweep")
+    assert [each.name for each in entries] == ["seed=0", "seed=1", "seed=2", "seed=3"]
+
+
 def test_the_only_job_of_a_sweep_is_called_by_its_folder(tmp_path: Path) -> None:
     folder = tmp_path / "first"
     folder.mkdir()
