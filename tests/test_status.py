@@ -1,6 +1,7 @@
 """What ``python -m vlmkit.status`` says of each state a result can be in: why it is missing, and what helps."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -142,6 +143,20 @@ def test_a_limited_result_alone_is_logged_under_its_own_name(tmp_path: Path) -> 
     )
     deliver_late(paths, str)
     assert standing(paths).logged
+
+
+def test_what_was_not_planned_is_answered_as_the_suite_of_the_run_says(vlmkit: Run, tmp_path: Path) -> None:
+    data = tmp_path / "mine, local"
+    data.mkdir()
+    paths = RunPaths(tmp_path / "model=tiny,seed=0")
+    own = ("temperature=0", "max_new_tokens=7", "seed=3", "top_p=0.00001", "batch_size=2", "max_errors=4", "limit=9")
+    make_run(paths, *(f"eval_suite.{each}" for each in own), f"eval_suite.local_data='{data}'")
+    command = standing(paths).command or ""
+    done = vlmkit("eval", *shlex.split(command)[3:], "--cfg", "job")
+    composed_of_it = yaml.safe_load(done.stdout)
+    suite = read_config(paths)["eval_suite"]
+    assert composed_of_it["eval_suite"] | {"tasks": composed_of_it["tasks"]} == suite
+    assert (composed_of_it["run"], composed_of_it["steps"]) == (str(paths.root), 4)
 
 
 def test_names_that_are_no_results_are_told(paths: RunPaths) -> None:
