@@ -1,6 +1,7 @@
 """What ``python -m vlmkit.status`` says of each state a result can be in: why it is missing, and what helps."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -142,6 +143,20 @@ def test_a_limited_result_alone_is_logged_under_its_own_name(tmp_path: Path) -> 
     )
     deliver_late(paths, str)
     assert standing(paths).logged
+
+
+def test_what_was_not_planned_is_answered_as_the_suite_of_the_run_says(vlmkit: Run, tmp_path: Path) -> None:
+    data = tmp_path / "mine, local"
+    data.mkdir()
+    paths = RunPaths(tmp_path / "model=tiny,seed=0")
+    own = ("temperature=0", "max_new_tokens=7", "seed=3", "top_p=0.00001", "batch_size=2", "max_errors=4", "limit=9")
+    make_run(paths, *(f"eval_suite.{each}" for each in own), f"eval_suite.local_data='{data}'")
+    command = standing(paths).command or ""
+    done = vlmkit("eval", *shlex.split(command)[3:], "--cfg", "job")
+    composed_of_it = yaml.safe_load(done.stdout)
+    suite = read_config(paths)["eval_suite"]
+    assert composed_of_it["eval_suite"] | {"tasks": composed_of_it["tasks"]} == suite
+    assert (composed_of_it["run"], composed_of_it["steps"]) == (str(paths.root), 4)
 
 
 def test_names_that_are_no_results_are_told(paths: RunPaths) -> None:
@@ -401,6 +416,26 @@ def test_a_sweep_that_was_moved_is_told_where_it_is(tmp_path: Path, capsys: pyte
         ("done", "seed=0"), ("failed", "seed=1"), ("ended", "seed=2"),
         ("ended", "seed=3"),
     ]  # fmt: skip
+
+
+def test_a_folder_that_links_lead_to_as_well_is_told_once_by_its_own_name(tmp_path: Path) -> None:
+    sweep, outside = tmp_path / "sweep", tmp_path / "outside" / "run"
+    for folder in (sweep / "seed=0", sweep / "seed=1", outside):
+        folder.parent.mkdir(exist_ok=True)
+        make_run(RunPaths(folder))
+    for name, target in {"latest": "seed=1", "whole": ".", "other": outside, "the same": outside}.items():
+        (sweep / name).symlink_to(target)
+    (tmp_path / "link").symlink_to(sweep)
+    for named in (sweep, tmp_path / "link"):
+        entries, _ = read_entries(named)
+        assert [each.name for each in entries] == ["other", "seed=0", "seed=1"]
+
+
+def test_a_link_to_a_job_of_the_manifest_is_none_of_its_own(tmp_path: Path) -> None:
+    make_sweep(tmp_path / "sweep")
+    (tmp_path / "sweep" / "latest").symlink_to("seed=3")
+    entries, _ = read_entries(tmp_path / "sweep")
+    assert [each.name for each in entries] == ["seed=0", "seed=1", "seed=2", "seed=3"]
 
 
 def test_the_only_job_of_a_sweep_is_called_by_its_folder(tmp_path: Path) -> None:

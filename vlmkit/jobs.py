@@ -120,9 +120,9 @@ def read_job(place: JobPlace) -> Job | None:
         return None
 
 
-def read_cell_jobs(evals: Path) -> dict[JobPlace, Job]:
-    """What was handed over to answer the evaluation cells of a run, in its folder evals/."""
-    return _read_hidden(sorted(evals.glob(f"step_*/{HIDDEN_RECORD}")))
+def read_cell_jobs(evals: Path, step: int | None = None) -> dict[JobPlace, Job]:
+    """What was handed over to answer the evaluation cells of a run, in its folder evals/: of one step, or of all."""
+    return _read_hidden(sorted(evals.glob(f"step_{'*' if step is None else step}/{HIDDEN_RECORD}")))
 
 
 def read_merge_jobs(evals: Path) -> dict[JobPlace, Job]:

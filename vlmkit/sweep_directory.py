@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -84,10 +84,19 @@ def read_entries(sweep: Path) -> tuple[list[SweepEntry], str | None]:
         job = read_job(JobPlace.of_folder(folder)) or each.job
         own = [override for override in each.overrides if override not in shared]
         entries.append(SweepEntry(" ".join(own) or folder.name, folder, job))
-    known = {entry.folder for entry in entries}
-    others = [folder for folder in sorted(_folders(sweep, DEEPEST)) if folder not in known]
+    others = _others(sweep, {entry.folder.resolve() for entry in entries})
     entries += [SweepEntry(str(path.relative_to(sweep)), path, read_job(JobPlace.of_folder(path))) for path in others]
     return entries, problem
+
+
+def _others(sweep: Path, known: Set[Path]) -> list[Path]:
+    """The folders of a sweep that are not known yet, in order: each once, by its own name if links lead to it, too."""
+    root = sweep.resolve()
+    found: dict[Path, Path] = {}
+    folders = sorted(_folders(sweep, DEEPEST))
+    for path in sorted(folders, key=lambda path: path.resolve() != root / path.relative_to(sweep)):  # links last
+        found.setdefault(path.resolve(), path)
+    return sorted(found[place] for place in found.keys() - known)
 
 
 def _where_now(sweep: Path, folder: Path) -> Path:

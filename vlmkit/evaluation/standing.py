@@ -6,13 +6,13 @@ It is read from the run's files; SLURM is asked about jobs that these name.
 import math
 import shlex
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vlmkit.config import as_override
+from vlmkit.config import EvalSuiteConfig, as_override
 from vlmkit.evaluation.cells import (
     CELL_FILE,
     Cell,
@@ -26,7 +26,7 @@ from vlmkit.evaluation.delivery import merge_command, metric_key
 from vlmkit.evaluation.merged import STEP_FILE, Merged, merged_path, read_merged
 from vlmkit.evaluation.schedule import Schedule
 from vlmkit.job_standings import JobStanding, stand_of
-from vlmkit.jobs import JobPlace, JobState, Launcher, read_cell_jobs, read_job, read_merge_jobs
+from vlmkit.jobs import Job, JobPlace, JobState, Launcher, read_cell_jobs, read_job, read_merge_jobs
 from vlmkit.paths import RunPaths, is_locked
 from vlmkit.tracking.console import format_seconds
 from vlmkit.tracking.jsonl import read_last_step, read_results
@@ -60,12 +60,15 @@ class Standing:
 class RunStanding:
     """A run, its training and its evaluations, as they are on disk now."""
 
-    def __init__(self, paths: RunPaths, config: dict[str, Any]) -> None:
+    def __init__(
+        self, paths: RunPaths, config: dict[str, Any], jobs: Mapping[JobPlace, JobStanding] | None = None
+    ) -> None:
         """Read.
 
         Args:
             paths: The run.
             config: What its config.yaml says.
+            jobs: How its jobs stand, if that was asked already; those of the steps that are looked at do.
         """
         self.paths = paths
         self.schedule = Schedule.from_plain(config)
@@ -73,12 +76,10 @@ class RunStanding:
         self.is_training = is_locked(paths.lock)
         self.reached = max([read_last_step(paths.metrics), *paths.all_checkpoints])
         self._logged = read_results(paths.metrics)
-        own = JobPlace.of_folder(paths.root)
-        training = {own: job} if (job := read_job(own)) else {}
-        merges = read_merge_jobs(paths.evals)
-        self._jobs = stand_of(training | read_cell_jobs(paths.evals) | merges)
-        self.job = self._jobs.get(own)  # that trains
-        self.merges = sorted((self._jobs[place] for place in merges), key=lambda merge: merge.job.submitted)
+        self._jobs = stand_of(read_jobs_of_run(paths)) if jobs is None else jobs
+        self.job = self._jobs.get(JobPlace.of_folder(paths.root))  # that trains
+        merges = [job for place, job in self._jobs.items() if place.record.parent == paths.evals]
+        self.merges = sorted(merges, key=lambda merge: merge.job.submitted)
 
     @property
     def next_look(self) -> int:
@@ -88,16 +89,10 @@ class RunStanding:
     def standings(self) -> list[Standing]:
         """All that was evaluated, ordered, or is due, by step."""
         steps = {*self.paths.evaluated_steps, *self.schedule.due_steps(self.reached)}
-        return [standing for step in sorted(steps) for standing in self._of_step(step)]
+        return [standing for step in sorted(steps) for standing in self.standings_at(step)]
 
-    def foreign_names(self) -> list[Path]:
-        """What lies among the results and is none."""
-        found = [path for path in self.paths.evals.glob("*") if not _is_result_name(path)]
-        for step in self.paths.evaluated_steps:
-            found += [path for path in self.paths.cells(step).glob("*") if path.is_dir() and not _is_cell(path)]
-        return sorted(path for path in found if not path.name.startswith("."))
-
-    def _of_step(self, step: int) -> Iterator[Standing]:
+    def standings_at(self, step: int) -> Iterator[Standing]:
+        """The same of one step: no cell of another one is read."""
         cells = read_cells(self.paths.cells(step))
         merged = read_merged(merged_path(self.paths.cells(step)))
         for cell in cells:
@@ -107,6 +102,13 @@ class RunStanding:
             name = cell_name(task, self.schedule.suite.limit)
             if name not in planned:
                 yield self._unplanned(step, name, task)
+
+    def foreign_names(self) -> list[Path]:
+        """What lies among the results and is none."""
+        found = [path for path in self.paths.evals.glob("*") if not _is_result_name(path)]
+        for step in self.paths.evaluated_steps:
+            found += [path for path in self.paths.cells(step).glob("*") if path.is_dir() and not _is_cell(path)]
+        return sorted(path for path in found if not path.name.startswith("."))
 
     def _of_cell(self, step: int, cell: Cell, merged: Merged | None) -> Standing:
         name = cell.folder.name
@@ -171,10 +173,24 @@ class RunStanding:
             return Standing(step, name, State.gone, "", reason="its checkpoint was removed, or never saved")
         if self.is_training:
             return Standing(step, name, State.not_planned, "", reason="due: the run plans it after a step")
-        limit = self.schedule.suite.limit
-        limited = "" if limit is None else f" eval_suite.limit={limit}"
-        command = f"python -m vlmkit.eval run={_shell(self.paths.root)} steps={step} 'tasks=[{task}]'{limited}"
+        command = evaluate_command(self.paths, step, task, self.schedule.suite)
         return Standing(step, name, State.not_planned, "", reason="due: the run ended before", command=command)
+
+
+def read_jobs_of_run(paths: RunPaths, step: int | None = None) -> dict[JobPlace, Job]:
+    """What was handed over to train, to answer the cells of one step or of all, and to merge what these find."""
+    own = JobPlace.of_folder(paths.root)
+    training = {own: job} if (job := read_job(own)) else {}
+    return training | read_cell_jobs(paths.evals, step) | read_merge_jobs(paths.evals)
+
+
+def evaluate_command(paths: RunPaths, step: int, task: str, suite: EvalSuiteConfig) -> str:
+    """What plans and answers a task of a checkpoint as a suite does, whatever the tasks of that are."""
+    usual = EvalSuiteConfig(tasks=suite.tasks)
+    names = [field.name for field in fields(suite) if getattr(suite, field.name) != getattr(usual, field.name)]
+    settings = [f"eval_suite.{name}={shlex.quote(str(getattr(suite, name)))}" for name in names]
+    asked = [f"run={shlex.quote(str(paths.root))}", f"steps={step}", f"'tasks=[{task}]'"]
+    return " ".join(["python -m vlmkit.eval", *asked, *settings])
 
 
 def describe_job(standing: JobStanding) -> str:
@@ -244,7 +260,3 @@ def _again(cell: Cell, job: JobStanding | None) -> str:
     """The command that answers it: where its job was to, if it had one; on which cluster the reader knows."""
     where = " evals=slurm cluster=…" if job and job.job.launcher is Launcher.slurm else ""
     return f"python -m vlmkit.eval {shlex.quote(f'cells=[{as_override(str(cell.folder))}]')}{where}"
-
-
-def _shell(path: Path) -> str:
-    return shlex.quote(str(path))

@@ -2,20 +2,24 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.evaluation.cells_on_disk import done_cell
+from tests.conftest import Held, says
+from tests.evaluation.cells_on_disk import done_cell, unfinished_cell
 from tests.reporting.sweeps.made_up_sweep import RELEVANCE, VISUAL, MadeUpSweep, run_name
 from vlmkit.config import RATING_AXES, ReportConfig
 from vlmkit.errors import ConfigError
-from vlmkit.evaluation.cells import Aggregation
+from vlmkit.evaluation.cells import Aggregation, CellState
 from vlmkit.evaluation.merge import merge_subject
 from vlmkit.evaluation.samples import Line
-from vlmkit.jobs import read_manifest, write_manifest
+from vlmkit.jobs import Job, JobPlace, Launcher, read_manifest, write_manifest
 from vlmkit.paths import RunPaths
 from vlmkit.reporting.sweeps.build import build_report
 from vlmkit.reporting.sweeps.content import Report
@@ -337,8 +341,14 @@ def test_limited_results_are_a_measure_of_their_own(tmp_path: Path) -> None:
     assert found.measures[0].label == "easyvqa exact_match, first 12"
     assert found.variants[1].scores[f"{SCORE}.limit12"].seeds == 1
     [limited] = [hole for hole in found.holes if hole.what == "easyvqa, beyond its first 12 samples"]
-    assert limited.run.startswith("3 runs, such as ")
-    assert limited.way_out.endswith("eval_suite.limit=null")
+    assert limited.run == "3 runs, the command is for filter.relevance_min_rating=1 seed=0"
+    first = sweep / run_name({RELEVANCE: 1}, 0)
+    assert limited.way_out == f"python -m vlmkit.eval run={first} steps=10 'tasks=[easyvqa]'"
+    shutil.rmtree(RunPaths(first).checkpoint(10))
+    found = build_report(ReportConfig(sweep=str(sweep), samples=0))
+    [limited] = [hole for hole in found.holes if hole.what == "easyvqa, beyond its first 12 samples"]
+    assert limited.run == "3 runs, the command is for filter.relevance_min_rating=1 seed=1"
+    assert f"run={sweep / run_name({RELEVANCE: 1}, 1)} " in limited.way_out
 
 
 def test_mme_counts_by_its_largest_scores_and_is_summed_for_the_estimates(tmp_path: Path) -> None:
@@ -434,6 +444,69 @@ def test_runs_without_an_end_or_a_result_are_holes_with_a_way_out(tmp_path: Path
     )
     assert holes["seed=2"].way_out.startswith("python -m vlmkit.eval run=")
     assert any(point.startswith("without a result") for point in found.answer.points)
+
+
+def test_what_waits_or_is_planned_anyway_has_no_way_out(tmp_path: Path) -> None:
+    sweep = small(axes={}, seeds=range(4), never_begun=["seed=1", "seed=2"], unevaluated=["seed=3"]).write(
+        tmp_path / "sweep"
+    )
+    with Held(JobPlace.of_folder(sweep / "seed=1").lock, RunPaths(sweep / "seed=3").lock):
+        found = build_report(ReportConfig(sweep=str(sweep), samples=0))
+    assert {hole.run: (hole.why, hole.way_out) for hole in found.holes if hole.run != "seed=2"} == {
+        "seed=1": ("never begun: waiting", ""),
+        "seed=3": ("not planned: due: the run plans it after a step", ""),
+    }
+    [ended] = [hole for hole in found.holes if hole.run == "seed=2"]
+    assert ended.way_out == "python -m vlmkit.train -m seed=2"
+
+
+def test_a_way_out_answers_as_the_suite_of_the_run_does(tmp_path: Path) -> None:
+    sweep = small(axes={}, seeds=(0, 1, 2), unevaluated=["seed=1"]).write(tmp_path / "sweep")
+    own = {"temperature": 0.0, "max_new_tokens": 8, "local_data": "/eval data", "max_errors": 3}
+    for run in sweep.glob("seed=*"):
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["eval_suite"] |= own
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    other = RunPaths(sweep / "seed=0")
+    done_cell(other.cells(10), "mmstar", [1.0] * 5, step=10, fingerprint=fingerprint(other))
+    change_json(other.cells(10) / "easyvqa" / "cell.json", errors=2)
+    found = build_report(ReportConfig(sweep=str(sweep), samples=0))
+    asked = ["eval_suite.max_new_tokens=8", "eval_suite.temperature=0.0"]
+    local, errors = "eval_suite.local_data=/eval data", "eval_suite.max_errors=3"
+    ways_out = {(hole.run, hole.what): shlex.split(hole.way_out)[3:] for hole in found.holes}
+    assert ways_out == {
+        ("seed=1", "easyvqa at step 10"):
+            [f"run={sweep}/seed=1", "steps=10", "tasks=[easyvqa]", *asked, errors, local],
+        ("seed=1", "mmstar at step 10"): [f"run={sweep}/seed=1", "steps=10", "tasks=[mmstar]", *asked, errors, local],
+        ("seed=2", "mmstar at step 10"): [f"run={sweep}/seed=2", "steps=10", "tasks=[mmstar]", *asked, errors, local],
+        # With the errors that the suite allows it would be done already.
+        ("seed=0", "easyvqa, 2 of its samples"): [f"run={sweep}/seed=0", "steps=10", "tasks=[easyvqa]", *asked, local],
+    }  # fmt: skip
+
+
+def test_slurm_is_asked_once_for_the_jobs_of_all_holes(tmp_path: Path, no_slurm: Path) -> None:
+    sweep = small(axes={}, seeds=range(4), unevaluated=["seed=1", "seed=2", "seed=3"]).write(tmp_path / "sweep")
+    cells = [
+        ("seed=1", CellState.failed, "FAILED"),
+        ("seed=2", CellState.planned, "RUNNING"),
+        ("seed=3", CellState.planned, "TIMEOUT"),
+    ]
+    queue = ""
+    for number, (run, state, word) in enumerate(cells):
+        cell = unfinished_cell(RunPaths(sweep / run).cells(10), "easyvqa", state, step=10)
+        job = Job(Launcher.slurm, f"12_{number}", ["true"], str(cell.folder), "/logs/log.out", 1.0)
+        job.write(JobPlace.of_cell(cell.folder))
+        queue += f"12_{number}|{word}|None|/logs/job.sh\n"
+    replace(job, job_id="13").write(JobPlace.of_cell(RunPaths(sweep / "seed=1").cells(5) / "easyvqa"))
+    says(no_slurm, "squeue", queue)
+    found = build_report(ReportConfig(sweep=str(sweep), samples=0))
+    holes = {hole.run: hole for hole in found.holes}
+    assert holes["seed=1"].why == "failed: ValueError: no such thing"
+    assert holes["seed=2"].why.startswith("planned: job 12_1 runs since ")
+    assert holes["seed=3"].why.startswith("planned: job 12_2 was ended (TIMEOUT)")
+    assert [run for run, hole in holes.items() if not hole.way_out] == ["seed=2"]
+    [asked] = (no_slurm / "asked").read_text().splitlines()
+    assert "--jobs=12 " in asked  # not of a step that nobody looks at
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,9 @@ def training_hole(run: ReadRun) -> Hole | None:
 
 
 def command_of(job: JobOfSweep, starts: Sequence[dict[str, Any]]) -> str:
-    """What starts a run again, or goes on with it; "" if that is not known."""
+    """What starts a run again, or goes on with it; "" if that is not known, or it waits or runs anyway."""
+    if job.reason is None:
+        return ""
     return start_command(starts) if job.entry.job is None else shlex.join(job.entry.job.command)
 
 
