@@ -13,14 +13,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from enum import Enum
+from itertools import groupby
 from pathlib import Path
+from textwrap import dedent, indent
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
 import yaml
 from omegaconf import MISSING
 
-from vlmkit import config
+from vlmkit import config, index
 from vlmkit.config import SCHEMAS
 from vlmkit.paths import config_dir
 from vlmkit.pretrained.configs import flat_items
@@ -108,7 +110,7 @@ def make_page() -> str:
             groups.setdefault(group, []).append(cls)
     writer.say(INTRO.rstrip("\n"))
     writer.say("Groups: " + ", ".join(link(name) for name in [*groups, "experiment"]) + ".")
-    writer.say("Commands and their own keys: " + ", ".join(link(name) for name in commands) + ".")
+    writer.say("Commands and their own keys: " + ", ".join(link(name) for name in [*commands, index.__name__]) + ".")
     for group, classes in groups.items():
         write_group(writer, group, classes)
     writer.say("## experiment")
@@ -116,6 +118,7 @@ def make_page() -> str:
     writer.say(*map(option_line, option_files("experiment")))
     for name, cls in commands.items():
         write_command(writer, name, cls)
+    write_index(writer)
     if writer.silent:
         raise NoCommentError(f"vlmkit/config.py: no comment says what this means: {', '.join(writer.silent)}")
     return "\n".join(writer.lines).rstrip("\n") + "\n"
@@ -153,6 +156,15 @@ def write_command(writer: Writer, name: str, cls: type) -> None:
     if groups:
         writer.say(f"And the groups {', '.join(map(link, groups))}.")
     write_base(writer, cls)
+
+
+def write_index(writer: Writer) -> None:
+    """The command without a config of its own: what its module says first, and how it is called."""
+    said, command, *_ = (index.__doc__ or "").split("\n\n")
+    writer.say(f"## {index.__name__}")
+    writer.say(said)
+    writer.say(command)
+    writer.say(f"Its keys are those of {link(PRINTED_IN[config.TrainConfig])}.")
 
 
 def write_class(writer: Writer, cls: type, prefix: str, names: list[str]) -> None:
@@ -234,17 +246,29 @@ def option_line(path: Path) -> str:
     """An option in a list: its comment, what it chooses, what it sets."""
     group = path.parent.relative_to(config_dir()).as_posix()
     values = yaml.safe_load(path.read_text())
-    told = [re.sub(r"(?:^ +|  +)(.*)", r" `\1`", line) for line in header(path) if not line.startswith("python -m")]
     defaults = values.pop("defaults")
     begins = [f"`{group}={name}`" for name in defaults if isinstance(name, str) and not is_schema(name)]
     chosen = [f"`{key}={option}`" for key, option in overrides(defaults)]
     settings = [f"`{key}={yaml_text(value)}`" for key, value in flat_items(values)]
-    text = re.sub(r"`(?= [A-Z]|$)", "`.", " ".join(" ".join(told).split()))  # a command ends its sentence
-    parts = [escaped(text)] if told else []
+    parts = [comment_of(path)]
     parts += [f"Begins as {', '.join(begins)}."] if begins else []
     parts += [f"Chooses {', '.join(chosen)}."] if chosen else []
     parts += [f"Sets {', '.join(settings)}."] if settings else []
-    return f"- [`{group}={path.stem}`](../conf/{group}/{path.name}): {' '.join(parts)}"
+    return f"- [`{group}={path.stem}`](../conf/{group}/{path.name}): {' '.join(filter(None, parts))}"
+
+
+def comment_of(path: Path) -> str:
+    """What an option's file says of itself; lines that are set in are yaml."""
+    lines = [line for line in header(path) if not line.startswith("python -m")]
+    parts = []
+    for is_yaml, group in groupby(lines, lambda line: line.startswith(" ")):
+        if is_yaml:
+            block = dedent("\n".join(group))
+            parts.append(indent(f"\n```yaml\n{block}\n```\n", "  ") + "  ")
+        else:
+            text = " ".join(re.sub(r"  +(.*)", r" `\1`", line) for line in group)
+            parts.append(escaped(re.sub(r"`(?= [A-Z]|$)", "`.", " ".join(text.split()))))  # a command ends its sentence
+    return "".join(parts)
 
 
 def overrides(defaults: list[Any]) -> Iterator[tuple[str, str]]:

@@ -2,9 +2,11 @@
 
 import ast
 import copy
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import dedent
 from unittest.mock import patch
 
 import pytest
@@ -28,6 +31,7 @@ from vlmkit import entry
 from vlmkit.config import SCHEMAS, TrainerConfig, as_override
 from vlmkit.data.sources import build_sources
 from vlmkit.errors import UserError
+from vlmkit.processing.images import load_image
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
@@ -275,6 +279,18 @@ def test_python_that_a_page_shows_runs(block: str, tmp_path: Path, monkeypatch: 
         assert source.sample(0).turns[0].assistant == "red"
 
 
+def copies_of_pictures() -> list[str]:
+    return [code for page in PAGES for is_code, code in Page(page).parts() if is_code and "$(python" in code]
+
+
+@pytest.mark.parametrize("line", copies_of_pictures())
+def test_a_picture_that_a_page_copies_is_there(line: str, tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # its python is this one
+    subprocess.run(line, shell=True, check=True, cwd=tmp_path, env=os.environ | {"PATH": path})
+    [picture] = tmp_path.iterdir()
+    assert load_image(picture, picture.name).size == (64, 64)
+
+
 def quoted(page: Page) -> list[str]:
     """What vlmkit is said to say: code with spaces in the first column of a table."""
     cells = [line.split(" | ")[0] for line in page.lines if line.startswith("| ")]
@@ -318,6 +334,22 @@ def test_the_modules_in_pictures_are_there() -> None:
 
 def test_the_configuration_page_is_what_its_script_makes() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text() == make_page(), f"run {COMMAND}"
+
+
+def test_the_configuration_page_has_every_command() -> None:
+    modules = [path for path in (ROOT / "vlmkit").glob("*.py") if '__name__ == "__main__"' in path.read_text()]
+    assert len(modules) > 9
+    anchors = Page(ROOT / "docs" / "configuration.md").anchors
+    assert [path.stem for path in modules if f"vlmkit{path.stem}" not in anchors] == []
+
+
+def test_the_mixture_of_the_configuration_page_can_be_copied(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    [block] = re.findall(r"^  ```yaml\n(.*?)^  ```$", page, re.MULTILINE | re.DOTALL)
+    conf = shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    (conf / "dataset" / "mine.yaml").write_text(f"defaults:\n  - mixture_schema\n{dedent(block)}")
+    config = compose_as_hydra("train", "dataset=mine", folder=conf)
+    assert {name: part["weight"] for name, part in config.dataset.parts.items()} == {"pictures": 3, "shapes": 1}
 
 
 # ---- that these tests can fail -------------------------------------------------------------------------

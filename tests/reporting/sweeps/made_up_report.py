@@ -30,6 +30,7 @@ from vlmkit.reporting.sweeps.content import (
     Variant,
     Varied,
 )
+from vlmkit.reporting.sweeps.flips import MOST_TASKS
 
 RELEVANCE = {"filter.relevance_min_rating": (1, 2, 3, 4, 5)}
 TWO_AXES = RELEVANCE | {"filter.visual_dependency_min_rating": (1, 2, 3)}
@@ -86,7 +87,7 @@ def made_up_report(
         against_best=tuple(_compared(best, one, main, chance, corrected=False) for one in ranked if one is not best)
         if best
         else (),
-        flips=tuple(_flips(variants, main, text)),
+        flips=tuple(_flips(variants, best, measures, text)),
         holes=tuple(
             Hole(variants[variant].runs[seed].name, f"no result of {measures[measure].label}{text}",
                  "its evaluation failed: out of memory", "python -m vlmkit.eval run=sweeps/a/r1 steps=900")
@@ -252,9 +253,14 @@ def _heat_maps(
     )  # fmt: skip
 
 
-def _flips(variants: Sequence[Variant], main: Measure, text: str) -> Iterable[Flips]:
+def _flips(
+    variants: Sequence[Variant], best: Variant | None, measures: Sequence[Measure], text: str
+) -> Iterable[Flips]:
     if len(variants) < 2:
         return
+    other = best if best and best.number else variants[1]
+    main = measures[0]
+    tasks = [main] if main.task else [each for each in measures if each.task and not each.limit]
     picture = thumbnail()
 
     def flip(number: int, gained: bool) -> Flip:
@@ -264,8 +270,8 @@ def _flips(variants: Sequence[Variant], main: Measure, text: str) -> Iterable[Fl
             (wrong, right) if gained else (right, wrong), (0.0, 1.0) if gained else (1.0, 0.0),
         )  # fmt: skip
 
-    for other in variants[1:4]:
-        yield Flips(other.number, main.key, tuple(flip(n, True) for n in range(4)),
+    for measure in tasks[:MOST_TASKS]:
+        yield Flips(other.number, measure.key, tuple(flip(n, True) for n in range(4)),
                     tuple(flip(n, False) for n in range(10, 12)), 45, 12, 1000)  # fmt: skip
 
 

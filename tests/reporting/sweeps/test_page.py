@@ -13,6 +13,9 @@ import pytest
 
 from tests.browser import CHROMIUM, Browser
 from tests.reporting.sweeps.made_up_report import EVIL, FEW, LARGE, made_up_report
+from tests.reporting.sweeps.made_up_sweep import MadeUpSweep
+from vlmkit.config import ReportConfig
+from vlmkit.reporting.sweeps.build import build_report
 from vlmkit.reporting.sweeps.content import Report
 from vlmkit.reporting.sweeps.figures import COLOURS
 from vlmkit.reporting.sweeps.page import write_report
@@ -42,6 +45,11 @@ def bare() -> Report:
     return replace(report, curves=report.curves[:1], thresholds=(), measures=report.measures[:1], comparisons=())
 
 
+def plain(report: Report) -> Report:
+    """Without the figures that take long to draw."""
+    return replace(report, curves=(), thresholds=(), heat_maps=())
+
+
 class Page(HTMLParser):
     """Tags and texts; elements must nest."""
 
@@ -66,6 +74,11 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
+
+    @property
+    def said(self) -> str:
+        """All its text, in one line."""
+        return " ".join("".join(self.texts).split())
 
     def values(self, attribute: str) -> list[str]:
         return [str(attributes[attribute]) for _, attributes in self.tags if attribute in attributes]
@@ -153,6 +166,51 @@ def test_one_variant_is_a_report_without_comparisons(tmp_path: Path) -> None:
     page = Page(write_report(replace(report, curves=report.curves[:1]), tmp_path))
     sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
     assert sections == ["answer", "results", "curves", "runs", "reading"]
+
+
+def test_without_a_result_of_the_baseline_the_best_is_compared_all_the_same(tmp_path: Path) -> None:
+    report = plain(made_up_report(FEW, 1, tasks=(), without=[(0, 0, 0), (0, 0, 1)]))
+    assert report.against_best
+    assert not report.comparisons
+    page = Page(write_report(report, tmp_path))
+    assert "comparisons" in page.values("id")
+    assert [link for link in page.values("href") if "best" in link or "comparisons.csv" in link] == [
+        "tables/against_best.csv"
+    ]
+
+
+def test_changed_answers_say_of_which_task_they_are(tmp_path: Path) -> None:
+    tasks = ["easyvqa", "mmstar", "chartqa", "docvqa_val", "ocrbench"]
+    made_up = MadeUpSweep(tasks=tasks, seeds=(0,), steps=(10,), questions=30, with_pictures=False)
+    sweep = str(made_up.write(tmp_path / "sweep"))
+    for asked, shown in ((tasks[1:], 3), (tasks[:1], 1)):
+        report = plain(build_report(ReportConfig(sweep=sweep, tasks=asked)))
+        said = Page(write_report(report, tmp_path / "report")).said
+        named = re.findall(r" in (\w+) exact_match: \d+ gained, \d+ lost of 30 questions", said)
+        assert len(named) == len(set(named)) == shown
+        assert set(named) <= set(asked)
+        assert ("Of the average at most 3 tasks are shown." in said) == (shown > 1)
+
+
+def test_where_nothing_is_known_of_chance_no_p_is_claimed(tmp_path: Path) -> None:
+    report = plain(made_up_report(FEW, 1, tasks=()))
+    unknown = tuple(replace(each, low=None, high=None, p=None) for each in report.against_best)
+    said = Page(write_report(replace(report, against_best=unknown), tmp_path)).said
+    assert "5 variants may be as good (p, not corrected, is not below 0.05, or too little is there to tell)" in said
+    sure = tuple(replace(each, p=0.0499) for each in report.against_best)
+    said = Page(write_report(replace(report, against_best=sure), tmp_path)).said
+    assert "told apart from each other variant with a result (p, not corrected, is below 0.05 for each)" in said
+
+
+def test_what_all_runs_share_stands_above_their_cards_and_the_folder_once_on_each(tmp_path: Path) -> None:
+    report = plain(bare())
+    page = Page(write_report(report, tmp_path))
+    of_runs = page.said.partition("All runs have this in common")[2]
+    first = report.variants[0].runs[0]
+    for name, text in report.shared:
+        assert page.said.count(name + text) == 1
+        assert of_runs.index(name + text) < of_runs.index(first.name)
+    assert page.said.count(first.folder) == 1
 
 
 def test_half_of_a_character_does_not_keep_a_report_from_being_written(tmp_path: Path) -> None:

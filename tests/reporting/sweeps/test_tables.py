@@ -6,6 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.reporting.sweeps.made_up_report import FORMULA, RELEVANCE, TWO_AXES, made_up_report
+from tests.reporting.sweeps.made_up_sweep import MadeUpSweep
+from vlmkit.config import ReportConfig
+from vlmkit.reporting.sweeps.build import build_report
 from vlmkit.reporting.sweeps.tables import Table, build_tables, curve_excerpt, write_csv
 
 
@@ -48,6 +51,17 @@ def test_each_table_has_a_row_for_each_thing() -> None:
     assert set(tables) == {"final", "runs", "comparisons", "against_best", "curves", "thresholds", "heat_maps",
                            "flips", "holes"}  # fmt: skip
     assert all(len(row) == len(table.columns) for table in tables.values() for row in table.rows)
+
+
+def test_the_table_of_runs_has_each_column_once_and_also_what_all_runs_share(tmp_path: Path) -> None:
+    made_up = MadeUpSweep(seeds=(0, 1), steps=(10,), questions=30, with_pictures=False)
+    report = build_report(ReportConfig(sweep=str(made_up.write(tmp_path / "sweep")), samples=0))
+    table = build_tables(report)["runs"]
+    assert len(set(table.columns)) == len(table.columns)
+    assert "command" in table.columns
+    assert "git" in dict(report.shared)
+    for name, text in report.shared:
+        assert table.only(name).rows == ((text,),) * 6
 
 
 def test_a_table_without_rows_is_left_out() -> None:

@@ -1,4 +1,4 @@
-"""What a run's card tells of where its numbers come from: folder, command, revision, versions, hardware, speed."""
+"""What a run's card tells of where its numbers come from: command, revision, versions, hardware, speed."""
 
 import statistics
 from collections.abc import Sequence
@@ -13,7 +13,6 @@ def facts_of(run: ReadRun) -> Facts:
     """All that is known of a run, in the order to show."""
     first, last = (run.starts[0], run.starts[-1]) if run.starts else ({}, {})
     told = {
-        "folder": str(run.paths.root),
         "command": start_command(run.starts[:1]),
         "steps": f"{max(run.rows.losses, default=0):,} of {run.last_step:,}",
         "started": str(first.get("time", "")),

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from vlmkit.reporting.sweeps.figures import (
     line_styles,
     save_png,
 )
+from vlmkit.reporting.sweeps.flips import MOST_TASKS
 from vlmkit.reporting.sweeps.tables import (
     Table,
     build_tables,
@@ -72,14 +73,17 @@ class _Drawing:
     folder: Path
     names: list[str] = field(default_factory=list)
 
-    def show(self, name: str, figure: Drawn, title: str, caption: str, table: Table, csv: str) -> ShownFigure:
+    def show(
+        self, name: str, figure: Drawn, title: str, caption: str, table: Table, csv: str, on_page: Drawn | None = None
+    ) -> ShownFigure:
+        """Save it; ``on_page`` is what the page shows of it, if that is another drawing."""
         free = re.sub(r"[^A-Za-z0-9_-]+", "_", name)
         while free in self.names:  # names that differ in odd letters alone
             free += "_"
         self.names.append(free)
         with whole_file(self.folder / f"{free}.png") as temporary:
             save_png(figure, temporary)
-        return ShownFigure(free, as_svg(figure, free, title, caption), caption, table, csv)
+        return ShownFigure(free, as_svg(on_page or figure, free, title, caption), caption, table, csv)
 
 
 def write_report(report: Report, folder: Path) -> Path:
@@ -168,12 +172,15 @@ def _heat_maps(report: Report, drawing: _Drawing) -> Iterator[ShownFigure]:
 
 def _curves(report: Report, drawing: _Drawing) -> Iterator[ShownFigure]:
     for each in report.curves:
-        name, title = f"curve_{each.key}", f"{each.label} over the steps"
-        whole = draw_curves(report, each)
-        shown = drawing.show(name, whole, title, _curve_caption(each), curve_excerpt(report, each), "curves")
-        # The page has one legend for all of them.
-        svg = as_svg(draw_curves(report, each, legend=False), shown.name, title, shown.caption)
-        yield replace(shown, svg=svg)
+        yield drawing.show(
+            f"curve_{each.key}",
+            draw_curves(report, each),
+            f"{each.label} over the steps",
+            _curve_caption(each),
+            curve_excerpt(report, each),
+            "curves",
+            on_page=draw_curves(report, each, legend=False),  # the page has one legend for all of them
+        )
 
 
 def _curve_caption(curves: Curves) -> str:
@@ -238,6 +245,7 @@ def _write_page(
         as_good=[each for each in report.against_best if not is_told_apart(each, report.confidence)],
         sections=_sections(report, figures),
         shown=SHOWN,
+        most_tasks=MOST_TASKS,
         max_as_good=AS_GOOD,
         many=MANY,
         nothing=NOTHING,
@@ -261,7 +269,7 @@ def _sections(report: Report, figures: Mapping[str, Sequence[ShownFigure]]) -> l
         ("heat_maps", "Two keys", figures["heat_maps"]),
         ("curves", "Curves", figures["curves"]),
         ("kept", "Data kept", figures["kept"]),
-        ("comparisons", "Comparisons", report.comparisons),
+        ("comparisons", "Comparisons", report.comparisons or report.against_best),
         ("flips", "Changed answers", report.flips),
         ("holes", "Holes", report.holes),
         ("runs", "Runs", report.variants),

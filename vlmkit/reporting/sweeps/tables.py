@@ -74,19 +74,19 @@ def final_table(report: Report) -> Table:
 
 
 def runs_table(report: Report) -> Table:
-    """A row for each run."""
-    facts = list(dict.fromkeys(name for variant in report.variants for run in variant.runs for name, _ in run.facts))
+    """A row for each run, with what it shares with all others."""
+    runs = [(variant, run, dict((*run.facts, *report.shared))) for variant in report.variants for run in variant.runs]
+    names = list(dict.fromkeys(name for *_, facts in runs for name in facts))
     labels = [measure.label for measure in report.measures]
     rows = tuple(
         (
             *_named(variant), run.name, run.folder, run.seed, run.state, run.step,
             *(run.scores.get(measure.key) for measure in report.measures),
-            *map(dict(run.facts).get, facts),
+            *map(facts.get, names),
         )
-        for variant in report.variants
-        for run in variant.runs
+        for variant, run, facts in runs
     )  # fmt: skip
-    return Table(("number", "variant", "run", "folder", "seed", "state", "step", *labels, *facts), rows)
+    return Table(("number", "variant", "run", "folder", "seed", "state", "step", *labels, *names), rows)
 
 
 def comparisons_table(report: Report, measure: str | None = None, against_best: bool = False) -> Table:
