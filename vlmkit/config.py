@@ -970,7 +970,7 @@ class ReportConfig:
 
     sweep: str | None = None  # folder of a sweep: hydra.sweep.dir
     runs: list[str] | None = None  # run directories
-    baseline: list[str] | None = None  # settings of the variant to compare with, as in KEY=VALUE; null: the first run's
+    baseline: list[str] | None = None  # settings of the variant to compare with: KEY=VALUE; null: the first job's
     step: int | None = None  # whose scores are compared; null: the last step of each run
     tasks: list[str] | None = None  # null: all that were evaluated
     confidence: float = 0.95  # of the intervals

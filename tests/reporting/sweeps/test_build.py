@@ -443,7 +443,7 @@ def test_runs_without_an_end_or_a_result_are_holes_with_a_way_out(tmp_path: Path
         "not planned: due: the run ended before",
     )
     assert holes["seed=2"].way_out.startswith("python -m vlmkit.eval run=")
-    assert any(point.startswith("without a result") for point in found.answer.points)
+    assert any(point.startswith("without easyvqa exact_match") for point in found.answer.points)
 
 
 def test_what_waits_or_is_planned_anyway_has_no_way_out(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from vlmkit.reporting.sweeps.figures import COLOURS
 from vlmkit.reporting.sweeps.page import write_report
 
 TEMPLATES = Path(__file__).parents[3] / "vlmkit" / "reporting" / "templates"
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "wbr"}
 TAB, ENTER = ("Tab", 9), ("Enter", 13, "\r")
 
 

@@ -110,7 +110,7 @@ def _against_baseline(case: Case, main: Measure) -> Iterator[str]:
 def _holes(case: Case, main: Measure | None) -> Iterator[str]:
     runs = [run for variant in case.variants for run in variant.runs]
     if main and (without := [run.name for run in runs if main.key not in run.scores]):
-        yield f"without a result, and left out of all means: {_named(without)}"
+        yield f"without {main.label}, and left out of its means: {_named(without)}"
     if case.holes:
         few = len(case.holes) == 1
         yield f"{len(case.holes)} {'thing is' if few else 'things are'} missing: see the holes, with what fills them"
