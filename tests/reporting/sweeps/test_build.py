@@ -219,6 +219,8 @@ def test_rating_minima_that_have_one_value_are_an_axis_together(tmp_path: Path) 
     assert labels == {"baseline (all ratings ≥ 1)", "relevance_min_rating 3", "all ratings ≥ 3", "all ratings ≥ 4"}
     together = next(one for one in found.thresholds if one.varied.label == "all ratings")
     assert together.varied.values == (1, 3, 4)
+    alone = next(one for one in found.thresholds if one.varied.key == RELEVANCE)
+    assert alone.varied.values == (1, 3), "4 is the value of no variant that differs in it alone"
     [line] = together.lines
     assert [found.variants[number].settings["filter.*"] for number in line.variants] == [1, 3, 4]
     assert found.variants[line.variants[0]].is_baseline

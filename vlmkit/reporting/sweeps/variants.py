@@ -200,7 +200,9 @@ def find_thresholds(
         axis = replace(one, values=_ordered(each.settings[one.key] for each in own))
         others = [other for other in varied if other.key not in _keys_of(one)]
         if axis.is_numeric and (lines := _lines(own, axis, others)):
-            found += [Thresholds(axis, measure.key, lines) for measure in measures[:MOST_MEASURES]]
+            on_lines = (variants[number] for line in lines for number in line.variants)
+            shown = replace(axis, values=_ordered(each.settings[one.key] for each in on_lines))
+            found += [Thresholds(shown, measure.key, lines) for measure in measures[:MOST_MEASURES]]
     return tuple(found)
 
 
