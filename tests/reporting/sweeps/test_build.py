@@ -297,8 +297,8 @@ def test_the_baseline_is_of_the_first_job_though_another_seed_of_it_began_first(
     none = small(axes={RELEVANCE: (1, 3)}, seeds=(0, 1), never_begun=first).write(tmp_path / "none")
     found = build_report(ReportConfig(sweep=str(none), samples=0))
     assert found.notes == (
-        "nothing can be read of the first job, filter.relevance_min_rating=1 seed=0: the baseline is the variant of "
-        "the first run",
+        "nothing can be read of the first, filter.relevance_min_rating=1 seed=0: the baseline is the variant of "
+        "the first that can",
     )
 
 

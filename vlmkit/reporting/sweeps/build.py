@@ -7,7 +7,7 @@ curves.py, facts.py, holes.py             →  answer.py       in words
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from vlmkit.evaluation.statistics import interval_over_seeds
 from vlmkit.redact import redact
 from vlmkit.reporting.sweeps.answer import Case, make_answer
 from vlmkit.reporting.sweeps.comparisons import Comparer, compare_with_baseline, compare_with_best, read_answers
-from vlmkit.reporting.sweeps.content import Flips, Hole, Report, Run, Spread, Variant
+from vlmkit.reporting.sweeps.content import Flips, Hole, Report, Run, Spread, Variant, Varied
 from vlmkit.reporting.sweeps.curves import draw_curves
 from vlmkit.reporting.sweeps.facts import Facts, facts_of, split_shared
 from vlmkit.reporting.sweeps.flips import find_flips
@@ -61,28 +61,8 @@ def build_report(config: ReportConfig, command: str = "", watch: Watch = iter) -
     answers = read_answers(steps, measures)
     comparer = Comparer(groups, steps, answers, config.confidence)
     shared, facts = split_shared([facts_of(run) for run in runs])
-    facts_by_run = dict(zip(runs, facts, strict=True))
-    variants = tuple(
-        Variant(
-            number,
-            label,
-            with_joint(group.settings, joint),
-            differences,
-            runs=tuple(_run(run, steps.of[run], measures, facts_by_run[run]) for run in group.runs),
-            scores=_spreads(comparer, group, measures),
-            kept_turns=_kept(group, KEPT_TURNS),
-            kept_samples=_kept(group, KEPT_SAMPLES),
-            is_baseline=number == baseline,
-        )
-        for number, (group, label, differences) in enumerate(
-            zip(
-                groups,
-                label_groups(groups, varied, baseline),
-                tell_differences(groups, varied, baseline),
-                strict=True,
-            )
-        )
-    )
+    cards = {run: _card(run, steps.of[run], measures, own) for run, own in zip(runs, facts, strict=True)}
+    variants = _variants(comparer, measures, cards, varied, joint, baseline)
     main = measures[0] if measures else None
     best = _best(variants, main)
     comparisons = compare_with_baseline(comparer, baseline, measures) if measures else ()
@@ -122,7 +102,33 @@ def build_report(config: ReportConfig, command: str = "", watch: Watch = iter) -
     )
 
 
-def _run(run: ReadRun, step: int, measures: Sequence[Scored], facts: Facts) -> Run:
+def _variants(
+    comparer: Comparer,
+    measures: Sequence[Scored],
+    cards: Mapping[ReadRun, Run],
+    varied: Sequence[Varied],
+    joint: Varied | None,
+    baseline: int,
+) -> tuple[Variant, ...]:
+    labels = label_groups(comparer.groups, varied, baseline)
+    differences = tell_differences(comparer.groups, varied, baseline)
+    return tuple(
+        Variant(
+            number,
+            labels[number],
+            with_joint(group.settings, joint),
+            differences[number],
+            runs=tuple(cards[run] for run in group.runs),
+            scores=_spreads(comparer, group, measures),
+            kept_turns=_kept(group, KEPT_TURNS),
+            kept_samples=_kept(group, KEPT_SAMPLES),
+            is_baseline=number == baseline,
+        )
+        for number, group in enumerate(comparer.groups)
+    )
+
+
+def _card(run: ReadRun, step: int, measures: Sequence[Scored], facts: Facts) -> Run:
     scores = {one.measure.key: score for one in measures if (score := one.of(run, step)) is not None}
     return Run(
         run.name,
@@ -190,4 +196,4 @@ def _notes(found: Found, config: ReportConfig) -> Iterable[str]:
     if found.problem is not None:
         yield f"{found.problem}: runs are found as far as their own folders are"
     if not config.baseline and not found.of_first_job:
-        yield f"nothing can be read of the first job, {found.first_job}: the baseline is the variant of the first run"
+        yield f"nothing can be read of the first, {found.first_job}: the baseline is the variant of the first that can"

@@ -164,7 +164,7 @@ def _heat_maps(report: Report, drawing: _Drawing) -> Iterator[ShownFigure]:
             f"heat_map_{each.rows.label}_{each.columns.label}_{each.measure}",
             draw_heat_map(report, each),
             f"{label} for each pair of {each.rows.label} and {each.columns.label}",
-            f"{label} for each pair of {each.rows.key} and {each.columns.key}.",
+            f"{label} for each pair of {each.rows.label} and {each.columns.label}.",
             heat_maps_table(report, each).only("row", "column", "mean"),
             "heat_maps",
         )
