@@ -240,6 +240,8 @@ def test_all_minima_and_another_key_are_told_apart_in_words_and_on_a_map(tmp_pat
         (("all ratings", "≥ 3"), ("lr_language", "0.0003")),
     ]
     assert found.variants[3].label == "all ratings ≥ 3, lr_language 0.0003"
+    lines = next(one.lines for one in found.thresholds if one.varied.key == rate)
+    assert [line.label for line in lines] == ["all ratings ≥ 1", "all ratings ≥ 3"]
     [heat_map] = found.heat_maps
     assert {heat_map.rows.key, heat_map.columns.key} == {rate, "filter.*"}
     assert sorted(heat_map.variants.values()) == [0, 1, 2, 3]
@@ -260,7 +262,7 @@ def test_a_key_that_only_some_options_have_is_an_axis_for_these(tmp_path: Path) 
     without.write_text(greedy.replace("  pool_size: null\n", "  buffer_packs: 8\n"))
     found = build_report(ReportConfig(sweep=str(sweep), samples=0))
     assert [(one.key, one.values) for one in found.varied] == [
-        ("packing.kind", ("knapsack", "greedy")),
+        ("packing", ("knapsack", "greedy")),
         ("packing.pool_size", (None, 16, 64)),
     ]
     assert found.variants[2].label == "packing greedy"
@@ -280,8 +282,17 @@ def test_packers_are_an_axis_whatever_keys_come_with_them(tmp_path: Path) -> Non
         "baseline",
         "relevance_min_rating 3",
     ]
+    assert [one.key for one in found.varied] == [RELEVANCE, "packing"]
     [heat_map] = found.heat_maps
     assert sorted(heat_map.variants.values()) == [0, 1, 2, 3]
+
+
+def test_a_run_that_does_not_say_which_packer_it_had_is_another_variant_with_a_name(tmp_path: Path) -> None:
+    sweep = small(axes={}, seeds=(0, 1)).write(tmp_path / "sweep")
+    old = sweep / "seed=1" / "config.yaml"
+    old.write_text(old.read_text().replace("  kind: knapsack\n", ""))
+    found = build_report(ReportConfig(sweep=str(sweep), samples=0))
+    assert [variant.label for variant in found.variants] == ["baseline (packing knapsack)", "packing null"]
 
 
 # ---- the baseline --------------------------------------------------------------------------------------
@@ -300,6 +311,10 @@ def test_the_baseline_is_of_the_first_job_though_another_seed_of_it_began_first(
         "nothing can be read of the first, filter.relevance_min_rating=1 seed=0: the baseline is the variant of "
         "the first that can",
     )
+    named = build_report(
+        ReportConfig(runs=[str(one / name) for name in (first[0], run_name({RELEVANCE: 3}, 0), first[1])])
+    )
+    assert next(variant for variant in named.variants if variant.is_baseline).settings[RELEVANCE] == 1
 
 
 # ---- measures ------------------------------------------------------------------------------------------
@@ -351,6 +366,21 @@ def test_limited_results_are_a_measure_of_their_own(tmp_path: Path) -> None:
     [limited] = [hole for hole in found.holes if hole.what == "easyvqa, beyond its first 12 samples"]
     assert limited.run == "3 runs, the command is for filter.relevance_min_rating=1 seed=1"
     assert f"run={sweep / run_name({RELEVANCE: 1}, 1)} " in limited.way_out
+
+
+def test_a_limited_task_that_failed_is_one_hole_of_as_many_samples(tmp_path: Path) -> None:
+    sweep = small(axes={}, seeds=(0, 1), tasks=("easyvqa", "mmstar"), limit=12).write(tmp_path / "sweep")
+    for name, others_have_it in (("seed=1", True), ("seed=0", False)):
+        cells = RunPaths(sweep / name).cells(10)
+        order = {"step": 10, "limit": 12, "fingerprint": fingerprint(RunPaths(sweep / name))}
+        shutil.rmtree(cells / "mmstar.limit12")
+        unfinished_cell(cells, "mmstar", CellState.failed, **order)
+        merge_subject(cells)
+        found = build_report(ReportConfig(sweep=str(sweep), samples=0))
+        holes = [hole for hole in found.holes if hole.run == name and hole.what.startswith("mmstar")]
+        assert [hole.what for hole in holes] == ["mmstar.limit12 at step 10"], others_have_it
+        assert "no such thing" in holes[0].why
+        assert "mmstar.limit12" in holes[0].way_out, "the command is for this cell"
 
 
 def test_mme_counts_by_its_largest_scores_and_is_summed_for_the_estimates(tmp_path: Path) -> None:
@@ -551,6 +581,9 @@ def test_runs_can_be_named_and_the_same_run_twice_is_told(tmp_path: Path) -> Non
     assert found.title == "3 runs"
     assert [note.partition(":")[0] for note in found.notes] == ["copy is left out"]
     assert len(found.variants[0].runs) == found.variants[0].scores[SCORE].seeds == 2
+    shutil.rmtree(Path(runs[1]) / "evals")
+    found = build_report(ReportConfig(runs=[*runs, str(tmp_path / "copy")], samples=0))
+    assert found.notes[0].startswith("seed=1 is left out"), "the other one has results"
     with pytest.raises(ConfigError, match=r"runs=.*seed=0: must be named once"):
         build_report(ReportConfig(runs=[runs[0], f"{runs[0]}/"]))
     (tmp_path / "link").symlink_to(runs[0])

@@ -51,9 +51,9 @@ def build_report(config: ReportConfig, command: str = "", watch: Watch = iter) -
         ConfigError: There is nothing to report on, or a key names what is not there.
     """
     found = read_runs(config, watch)
-    runs, notes = without_copies(found.runs)
-    varied = find_varied(runs)
-    groups = group_runs(runs, varied)
+    varied = find_varied(found.runs)
+    groups, notes = without_copies(group_runs(found.runs, varied))
+    runs = [run for group in groups for run in group.runs]
     baseline = find_baseline(groups, varied, config.baseline, found.of_first_job)
     joint = find_joint(varied, groups)
     steps = choose_steps(runs, config.step)
@@ -110,8 +110,8 @@ def _variants(
     joint: Varied | None,
     baseline: int,
 ) -> tuple[Variant, ...]:
-    labels = label_groups(comparer.groups, varied, baseline)
     differences = tell_differences(comparer.groups, varied, baseline)
+    labels = label_groups(comparer.groups, differences, varied, baseline)
     return tuple(
         Variant(
             number,

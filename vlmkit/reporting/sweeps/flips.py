@@ -37,12 +37,12 @@ def find_flips(comparer: Comparer, baseline: int, other: int, main: Scored, show
         shown: How many of each kind.
     """
     sides = tuple(list(comparer.scores(comparer.groups[number], main)) for number in (baseline, other))
+    tasks = list(dict.fromkeys(result.task for result, _ in main.parts))[:MOST_TASKS]
     found = []
-    for result, _ in main.parts[:MOST_TASKS]:
+    for result, _ in main.parts:
         answers = comparer.answers.of.get(result)
-        paired = answers.paired(sides[0], sides[1], 1.0) if answers and all(sides) else None
-        if paired is not None:
-            found.append(_of_task(comparer, sides, result, main, other, shown, counts_pairs(paired.aggregation)))
+        if result.task in tasks and answers and all(sides) and answers.paired(sides[0], sides[1], 1.0):
+            found.append(_of_task(comparer, sides, result, main, other, shown))
     return found
 
 
@@ -53,11 +53,10 @@ def _of_task(
     main: Scored,
     other: int,
     shown: int,
-    in_pairs: bool,
 ) -> Flips:
     lines = [[_lines(comparer, run, result) for run in side] for side in sides]
     common = _asked_all(lines[0] + lines[1])
-    if in_pairs:  # both of a pair have its score: the first stands for it
+    if counts_pairs(comparer.answers.of[result].aggregation):  # both of a pair have its score: the first stands for it
         common = list({cluster_of(lines[0][0][doc]): doc for doc in reversed(common)}.values())[::-1]
     means = np.array(
         [[np.mean([of_run[doc]["scores"][result.metric] for of_run in side]) for doc in common] for side in lines]

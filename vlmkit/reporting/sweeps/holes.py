@@ -38,14 +38,17 @@ def find_holes(runs: Sequence[ReadRun], steps: Steps, measures: Sequence[Scored]
 
 
 def _find_missing(run: ReadRun, step: int, wanted: Sequence[Asked]) -> dict[str, Asked]:
-    """Cell → task: those that others have a result of, in full or of as many samples; and what was ordered besides."""
+    """Cell → task: what others have a result of, in full or of as many samples; and what was ordered besides."""
     has_come_there = run.is_done or step in run.results or step in run.rows.losses
     if not wanted or not has_come_there:
         return {}
     merged = run.results.get(step)
     tasks = {result.task for result in results_of(merged)}
     missing = {cell_name(task, limit): (task, limit) for task, limit in wanted if task not in tasks}
-    return missing | {task: (task, None) for task in (merged.missing if merged else {}) if task not in tasks}
+    told = {task for task, _ in missing.values()}
+    limit = run.config.get("eval_suite", {}).get("limit")
+    ordered = [task for task in (merged.missing if merged else {}) if task not in tasks | told]
+    return missing | {cell_name(task, limit): (task, limit) for task in ordered}
 
 
 def _read_standings(step_of: Mapping[ReadRun, int]) -> dict[ReadRun, dict[str, Standing]]:

@@ -4,13 +4,14 @@ A run of which nothing can be told, as it never began or cannot be read, is a ho
 """
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlmkit.config import ReportConfig, require
+from vlmkit.config import KIND, ReportConfig, require
 from vlmkit.errors import ConfigError, one_line
 from vlmkit.evaluation.merge import results_now
 from vlmkit.evaluation.merged import Merged
@@ -146,7 +147,7 @@ def read_runs(config: ReportConfig, watch: Watch = iter) -> Found:
 
 def _without_seed(name: str) -> list[str]:
     """The overrides in a job's name, but for its seed."""
-    return [override for override in name.split(" ") if not override.startswith("seed=")]
+    return [override for override in re.split("[ ,]", name) if not override.startswith("seed=")]
 
 
 def read_run(job: JobOfSweep) -> ReadRun | Hole:
@@ -163,7 +164,8 @@ def read_run(job: JobOfSweep) -> ReadRun | Hole:
 
 def _read(job: JobOfSweep, paths: RunPaths) -> ReadRun:
     config = read_config(paths)
-    settings = {key: _as_value(value) for key, value in result_keys(config).items() if key != "seed"}
+    keys = {key.removesuffix(f".{KIND}"): value for key, value in result_keys(config).items()}  # packing=bfd
+    settings = {key: _as_value(value) for key, value in keys.items() if key != "seed"}
     rows = TrainingRows()
     for row in read_rows_so_far(paths.metrics):
         rows.add(row)

@@ -171,7 +171,10 @@ def choose_measures(runs: Sequence[ReadRun], steps: Steps, tasks: Sequence[str] 
     results = sorted(count, key=lambda each: (-count[each], each.limit is not None, order.get(each.task, len(order))))
     higher = {result: _is_higher_better(result, steps) for result in results}
     imported = {key for run, step in steps.of.items() if step in run.results for key in run.results[step].imported}
-    own = [Scored(_measure(result, higher[result], result.key in imported), ((result, 1.0),)) for result in results]
+    own = [
+        Scored(_measure(each, higher[each], each.limit is None and each.key in imported), ((each, 1.0),))
+        for each in results
+    ]
     scored = [run for run in of_run if run]
     whole = [result for result in results if result.limit is None and higher[result]]
     common = {result: [run[result] for run in scored] for result in whole if all(result in run for run in scored)}

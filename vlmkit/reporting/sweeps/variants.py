@@ -1,7 +1,6 @@
 """What varied between the runs, and which runs differ in their seed alone: these are one variant."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from vlmkit.config import KIND, RATING_AXES
+from vlmkit.config import RATING_AXES
 from vlmkit.errors import ConfigError
 from vlmkit.reporting.sweeps.content import HeatMap, Measure, ThresholdLine, Thresholds, Value, Variant, Varied
 from vlmkit.reporting.sweeps.runs import ReadRun
@@ -22,7 +21,6 @@ MOST_IN_ERROR = 8  # variants
 MOST_MEASURES = 4  # that are drawn over thresholds
 AT_LEAST = "\N{GREATER-THAN OR EQUAL TO} "
 MINIMA = tuple(f"filter.{axis}_min_rating" for axis in RATING_AXES)
-OF_KIND = re.compile(rf"(.+)\.{KIND}")
 ALL_MINIMA = "filter.*"  # no key of the config: the one value of all four, where they have one
 ALL_RATINGS = "all ratings"  # its label
 
@@ -37,25 +35,6 @@ class Group:
     runs: tuple[ReadRun, ...]  # by seed
 
 
-def without_copies(runs: Sequence[ReadRun]) -> tuple[list[ReadRun], list[str]]:
-    """One run for each variant and seed, the furthest: the same once more tells nothing of other seeds.
-
-    Returns:
-        The runs, in their order, and a note for each that is left out.
-    """
-    alike: dict[str, list[ReadRun]] = {}
-    for run in runs:
-        alike.setdefault(_text([run.settings, run.seed]), []).append(run)
-    kept = [max(copies, key=lambda run: run.reached) for copies in alike.values()]
-    notes = [
-        f"{run.name} is left out: it has the same settings and seed as {one.name}"
-        for one, copies in zip(kept, alike.values(), strict=True)
-        for run in copies
-        if run is not one
-    ]
-    return kept, notes
-
-
 def find_varied(runs: Sequence[ReadRun]) -> tuple[Varied, ...]:
     """The keys whose values differ between runs; one that is not there counts as null."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
@@ -67,7 +46,7 @@ def find_varied(runs: Sequence[ReadRun]) -> tuple[Varied, ...]:
 
 def _comes_with_kind(key: str, runs: Sequence[ReadRun], differing: Sequence[str]) -> bool:
     """Whether only options of another kind lack a key, and all others have one value of it: the kind says it all."""
-    kind = f"{key.partition('.')[0]}.{KIND}"
+    kind = key.partition(".")[0]
     having = [run.settings[key] for run in runs if key in run.settings]
     return key != kind and kind in differing and len(having) < len(runs) and len(set(map(_text, having))) == 1
 
@@ -81,6 +60,24 @@ def group_runs(runs: Sequence[ReadRun], varied: Sequence[Varied]) -> list[Group]
         Group({one.key: of[0].settings.get(one.key) for one in varied}, tuple(sorted(of, key=lambda run: run.seed)))
         for of in groups.values()
     ]
+
+
+def without_copies(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
+    """One run for each seed, the furthest: the same once more tells nothing of other seeds.
+
+    Returns:
+        The groups, and a note for each run that is left out.
+    """
+    notes = []
+    kept = []
+    for group in groups:
+        of_seeds: dict[int, ReadRun] = {}
+        for run in sorted(group.runs, key=lambda run: (run.reached, len(run.results)), reverse=True):
+            first = of_seeds.setdefault(run.seed, run)
+            if run is not first:
+                notes.append(f"{run.name} is left out: it has the same settings and seed as {first.name}")
+        kept.append(replace(group, runs=tuple(of_seeds[seed] for seed in sorted(of_seeds))))
+    return kept, notes
 
 
 def find_baseline(
@@ -99,8 +96,8 @@ def find_baseline(
     """
     fitting = list(range(len(groups)))
     if not wanted:
-        first = [_text(run.settings) for run in of_first_job]
-        return next((number for number in fitting if _text(groups[number].runs[0].settings) in first), 0)
+        first = [_text({one.key: run.settings.get(one.key) for one in varied}) for run in of_first_job]
+        return next((number for number in fitting if _text(groups[number].settings) in first), 0)
     key = f"baseline=[{','.join(wanted)}]"
     names = {name: one.key for one in varied for name in (one.key, one.label)}
     for setting in wanted:
@@ -121,13 +118,15 @@ def tell_differences(groups: Sequence[Group], varied: Sequence[Varied], baseline
     return [_told(group.settings, _differing(group, groups[baseline], varied), varied) for group in groups]
 
 
-def label_groups(groups: Sequence[Group], varied: Sequence[Varied], baseline: int) -> list[str]:
+def label_groups(
+    groups: Sequence[Group], differences: Sequence[Told], varied: Sequence[Varied], baseline: int
+) -> list[str]:
     """A short name for each variant, all different: what differs from the baseline."""
     if len(groups) == 1:
         return ["all runs"]
     labels: list[str] = []
-    for number, differences in enumerate(tell_differences(groups, varied, baseline)):
-        named = listed([f"{name} {value}" for name, value in differences], MOST_IN_LABEL, ", ")
+    for number, own in enumerate(differences):
+        named = listed([" ".join(setting) for setting in own], MOST_IN_LABEL, ", ")
         label = _baseline_label(groups[baseline], varied) if number == baseline else named
         labels.append(f"{label} ({number + 1})" if label in labels else label)
     return labels
@@ -136,8 +135,8 @@ def label_groups(groups: Sequence[Group], varied: Sequence[Varied], baseline: in
 def _differing(group: Group, other: Group, varied: Sequence[Varied]) -> list[Varied]:
     """What of a group differs, but for keys that only the other has, as its option is of another kind."""
     own = [one for one in varied if _text(group.settings[one.key]) != _text(other.settings[one.key])]
-    other_kind = tuple(f"{kind[1]}." for one in own if (kind := OF_KIND.fullmatch(one.key)))
-    return [one for one in own if not (one.key.startswith(other_kind) and group.settings[one.key] is None)]
+    other_kind = tuple(f"{one.key}." for one in own if "." not in one.key)
+    return [one for one in own if one.key in group.runs[0].settings or not one.key.startswith(other_kind)]
 
 
 def _baseline_label(group: Group, varied: Sequence[Varied]) -> str:
@@ -219,7 +218,7 @@ def _lines(variants: Sequence[Variant], one: Varied, others: Sequence[Varied]) -
 
     return tuple(
         ThresholdLine(
-            describe_settings(line[0].settings, told),
+            ", ".join(map(" ".join, _told(line[0].settings, told, others))),
             tuple(variant.number for variant in sorted(line, key=place)),
         )
         for line in several
@@ -293,12 +292,9 @@ def _ordered(values: Iterable[Value]) -> tuple[Value, ...]:
 
 
 def _short_labels(keys: Sequence[str]) -> dict[str, str]:
-    """The ends of dotted keys that tell them apart; a kind is called by the name of its group."""
+    """The ends of dotted keys that tell them apart."""
     labels = {}
     for key in keys:
-        if kind := OF_KIND.fullmatch(key):
-            labels[key] = kind[1]
-            continue
         parts = key.split(".")
         ends = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
         labels[key] = next(
