@@ -101,3 +101,12 @@ def test_the_command_writes_into_the_sweep_and_a_mistake_is_one_line(vlmkit: Run
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: baseline=[{RELEVANCE}=2]: fits no variant; there are: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_written_in_is_one_line(vlmkit: Run, sweep: Path) -> None:
+    """Nobody can make a folder in /proc, though root may seem to be allowed to."""
+    done = vlmkit("report", f"sweep={sweep}", "out=/proc/report")
+    assert done.returncode == 1
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: out=/proc/report")
+    assert "Traceback" not in done.stderr

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vlmkit import entry
 from vlmkit.config import ReportConfig
+from vlmkit.errors import ConfigError
 from vlmkit.preflight import check_report
 from vlmkit.redact import redact
 from vlmkit.reporting.words import share
@@ -37,14 +38,17 @@ def report(config: ReportConfig, command: str, folder: Path, screen: Screen) -> 
         screen: Where progress and the answer are printed.
 
     Raises:
-        ConfigError: There is nothing to report on, or a key names what is not there.
+        ConfigError: There is nothing to report on, a key names what is not there, or the folder cannot be written in.
     """
     # Imported here: a mistake in the command is answered before these seconds are spent.
     from vlmkit.reporting.sweeps.build import build_report
     from vlmkit.reporting.sweeps.page import write_report
 
     made = build_report(config, command, screen.watch("reading runs"))
-    page = write_report(made, folder)
+    try:
+        page = write_report(made, folder)
+    except OSError as error:
+        raise ConfigError(f"out={folder}: the report cannot be written: {error}; choose another out") from error
     screen.say("")
     screen.table(("variant", "runs", "kept", *(one.label for one in made.measures[:MOST_MEASURES])), table_rows(made))
     screen.say(f"± as the {100 * made.confidence:g} % interval over seeds has it; {made.step}")
