@@ -73,8 +73,9 @@ def plain_config(config: TrainConfig) -> dict[str, Any]:
         return value.value if isinstance(value, Enum) else value
 
     result: dict[str, Any] = redact(plain(asdict(config)))
-    for group in ("dataset", "packing"):
-        result[group] = {KIND: KINDS[type(getattr(config, group))]} | result[group]
+    for group, values in result.items():
+        if kind := KINDS.get(type(getattr(config, group))):
+            result[group] = {KIND: kind} | values
     return result
 
 
