@@ -26,6 +26,7 @@ from vlmkit import config, index
 from vlmkit.config import SCHEMAS
 from vlmkit.paths import config_dir
 from vlmkit.pretrained.configs import flat_items
+from vlmkit.reporting.sweeps.wording import show_value
 
 PAGE = Path(__file__).parent / "configuration.md"
 COMMAND = "python docs/make_configuration.py"
@@ -324,10 +325,8 @@ def default_text(key: Field[Any]) -> str:
 def yaml_text(value: Any) -> str:
     """A value as it is written on a command line or in yaml."""
     match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
+        case None | bool():
+            return show_value(value)
         case float():
             return re.sub(r"e-0(\d)$", r"e-\1", repr(value))
         case Enum():

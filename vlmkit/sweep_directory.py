@@ -92,10 +92,10 @@ def read_entries(sweep: Path) -> tuple[list[SweepEntry], str | None]:
 def _others(sweep: Path, known: Set[Path]) -> list[Path]:
     """The folders of a sweep that are not known yet, in order: each once, by its own name if links lead to it, too."""
     root = sweep.resolve()
+    places = {path: path.resolve() for path in sorted(_folders(sweep, DEEPEST))}
     found: dict[Path, Path] = {}
-    folders = sorted(_folders(sweep, DEEPEST))
-    for path in sorted(folders, key=lambda path: path.resolve() != root / path.relative_to(sweep)):  # links last
-        found.setdefault(path.resolve(), path)
+    for path in sorted(places, key=lambda path: places[path] != root / path.relative_to(sweep)):  # links last
+        found.setdefault(places[path], path)
     return sorted(found[place] for place in found.keys() - known)
 
 

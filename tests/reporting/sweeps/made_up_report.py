@@ -11,6 +11,7 @@ from statistics import mean, stdev
 from PIL import Image
 
 from vlmkit.reporting.sweeps.content import (
+    MOST_FLIP_TASKS,
     Answer,
     Comparison,
     Curves,
@@ -30,7 +31,6 @@ from vlmkit.reporting.sweeps.content import (
     Variant,
     Varied,
 )
-from vlmkit.reporting.sweeps.flips import MOST_TASKS
 
 RELEVANCE = {"filter.relevance_min_rating": (1, 2, 3, 4, 5)}
 TWO_AXES = RELEVANCE | {"filter.visual_dependency_min_rating": (1, 2, 3)}
@@ -270,7 +270,7 @@ def _flips(
             (wrong, right) if gained else (right, wrong), (0.0, 1.0) if gained else (1.0, 0.0),
         )  # fmt: skip
 
-    for measure in tasks[:MOST_TASKS]:
+    for measure in tasks[:MOST_FLIP_TASKS]:
         yield Flips(other.number, measure.key, tuple(flip(n, True) for n in range(4)),
                     tuple(flip(n, False) for n in range(10, 12)), 45, 12, 1000)  # fmt: skip
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 Value = str | int | float | bool | None
+MOST_FLIP_TASKS = 3  # of an average, whose changed questions are told: to load a task for its pictures takes seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,11 @@ from vlmkit.evaluation.samples import Line, cluster_of, question_of, scored_docu
 from vlmkit.evaluation.scoring import counts_pairs
 from vlmkit.reporting.pictures import picture_uri
 from vlmkit.reporting.sweeps.comparisons import Comparer, find_cell
-from vlmkit.reporting.sweeps.content import Flip, Flips
+from vlmkit.reporting.sweeps.content import MOST_FLIP_TASKS, Flip, Flips
 from vlmkit.reporting.sweeps.runs import ReadRun
 from vlmkit.reporting.sweeps.scores import Result, Scored
 
 THUMBNAIL = 160  # pixels, of the longer side
-MOST_TASKS = 3  # of an average: to load a task takes seconds
 MOST_CHARACTERS = 2000  # of a text that is shown
 SAME = 1e-9  # that two means may differ by and be the same
 
@@ -37,7 +36,7 @@ def find_flips(comparer: Comparer, baseline: int, other: int, main: Scored, show
         shown: How many of each kind.
     """
     sides = tuple(list(comparer.scores(comparer.groups[number], main)) for number in (baseline, other))
-    tasks = list(dict.fromkeys(result.task for result, _ in main.parts))[:MOST_TASKS]
+    tasks = list(dict.fromkeys(result.task for result, _ in main.parts))[:MOST_FLIP_TASKS]
     found = []
     for result, _ in main.parts:
         answers = comparer.answers.of.get(result)

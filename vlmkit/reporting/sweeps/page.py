@@ -8,7 +8,16 @@ from typing import TypeVar
 
 from vlmkit.paths import whole_file
 from vlmkit.reporting.html import write_html
-from vlmkit.reporting.sweeps.content import Comparison, Curves, HeatMap, Measure, Report, Thresholds, Value
+from vlmkit.reporting.sweeps.content import (
+    MOST_FLIP_TASKS,
+    Comparison,
+    Curves,
+    HeatMap,
+    Measure,
+    Report,
+    Thresholds,
+    Value,
+)
 from vlmkit.reporting.sweeps.figures import (
     Drawn,
     as_svg,
@@ -21,7 +30,6 @@ from vlmkit.reporting.sweeps.figures import (
     line_styles,
     save_png,
 )
-from vlmkit.reporting.sweeps.flips import MOST_TASKS
 from vlmkit.reporting.sweeps.tables import (
     Table,
     build_tables,
@@ -245,7 +253,7 @@ def _write_page(
         as_good=[each for each in report.against_best if not is_told_apart(each, report.confidence)],
         sections=_sections(report, figures),
         shown=SHOWN,
-        most_tasks=MOST_TASKS,
+        most_tasks=MOST_FLIP_TASKS,
         max_as_good=AS_GOOD,
         many=MANY,
         nothing=NOTHING,
